@@ -1,0 +1,146 @@
+#pragma once
+// The plain structs that a YAML file loads into. Every key of the schema is one field here; its
+// documentation, unit, default and range stand in load_run_config.cpp (the schema table).
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace stoa {
+
+enum class Recompute { none, full };
+enum class ComputeDType { fp32, bf16, fp64 };  // fp64: the reference mode of the tests
+enum class ScheduleKind { wsd, cosine, linear, constant };
+enum class SourceKind { shards, reasoning };
+enum class LossOn { all, solution };
+
+/// run.*
+struct RunSection {
+    std::string name = "run";
+    std::string dir = "runs";     // the run directory is <dir>/<name>
+    std::uint64_t seed = 42;
+};
+
+/// model.*: a Qwen3-style dense decoder
+struct ModelConfig {
+    std::int64_t vocab_size = 0;   // 0: taken from the tokenizer
+    std::int64_t d_model = 256;
+    std::int64_t n_layers = 4;
+    std::int64_t n_heads = 4;
+    std::int64_t n_kv_heads = 4;
+    std::int64_t head_dim = 64;
+    std::int64_t d_ff = 768;
+    bool tie_embeddings = true;
+    double rope_theta = 10000.0;
+    double norm_eps = 1e-6;
+    double init_std = 0.02;
+};
+
+/// parallel.*
+struct ParallelConfig {
+    std::int64_t dp = 0;           // 0 = auto: world_size / tp
+    std::int64_t tp = 1;
+    Recompute recompute = Recompute::none;
+};
+
+/// precision.*
+struct PrecisionConfig {
+    ComputeDType compute = ComputeDType::fp32;
+};
+
+/// optimizer.*: AdamW
+struct OptimizerConfig {
+    double lr = 3e-4;
+    double beta1 = 0.9, beta2 = 0.95;  // optimizer.betas: [b1, b2]
+    double eps = 1e-8;
+    double weight_decay = 0.1;
+    double max_norm = 1.0;             // global-norm clipping; 0 = off
+    std::int64_t max_skips = 20;       // non-finite steps in a row before the run stops (exit 7)
+};
+
+/// schedule.*: the learning rate over the whole run, positioned in tokens
+struct ScheduleConfig {
+    ScheduleKind kind = ScheduleKind::wsd;
+    double warmup = 0.01;          // fraction of all tokens ("1%") ...
+    std::int64_t warmup_tokens = -1;  // ... or tokens ("2M tokens"); -1 = use the fraction
+    double decay = 0.1;            // wsd: fraction of all tokens spent in the final linear decay
+    double final_lr = 0.1;         // fraction of the peak at the end
+};
+
+/// batch.*
+struct BatchConfig {
+    std::int64_t global_batch = 16;  // sequences per step
+    std::int64_t micro_batch = 4;    // sequences per forward/backward of one dp rank
+    std::int64_t grad_accum = 0;     // 0 = auto: global_batch / (micro_batch * dp)
+};
+
+/// stages[]: one entry per curriculum stage, in order
+struct StageConfig {
+    std::string name;
+    std::int64_t tokens = 0;             // token budget; steps = ceil(tokens / (global_batch * seq_len))
+    std::int64_t seq_len = 256;
+    std::map<std::string, double> mix;   // source name -> weight; sums to 1
+    double lr_scale = 1.0;               // the stage's LR segment: multiplies the schedule ...
+    std::int64_t lr_warmup_tokens = 0;   // ... re-warmed linearly over this many tokens of the stage
+};
+
+/// data.sources.<name>.*
+struct SourceConfig {
+    std::string name;
+    SourceKind kind = SourceKind::shards;
+    std::string path;                    // shards: directory written by `stoa data build`
+    std::vector<std::string> families;   // reasoning: family names
+    std::int64_t difficulty = 1;         // reasoning: 1..10
+    LossOn loss_on = LossOn::all;        // reasoning: train on everything or on steps + answer
+};
+
+/// data.*
+struct DataConfig {
+    std::string tokenizer;               // tokenizer.json
+    std::vector<SourceConfig> sources;   // in file order
+};
+
+/// checkpoint.*
+struct CheckpointConfig {
+    std::int64_t every_steps = 200;      // "200 steps"; 0 = use every_seconds only
+    double every_seconds = 0.0;          // "30min"; 0 = use every_steps only
+    std::int64_t keep = 3;
+};
+
+/// eval.*
+struct EvalConfig {
+    std::int64_t every_steps = 200;      // also at every stage switch and at the end; 0 = only there
+    std::int64_t sequences = 32;         // held-out sequences per shards source
+    std::int64_t problems = 100;         // held-out problems per reasoning family
+    std::int64_t max_new_tokens = 96;
+};
+
+/// log.*
+struct LogConfig {
+    std::int64_t every_steps = 10;
+};
+
+struct RunConfig {
+    RunSection run;
+    ModelConfig model;
+    ParallelConfig parallel;
+    PrecisionConfig precision;
+    OptimizerConfig optimizer;
+    ScheduleConfig schedule;
+    BatchConfig batch;
+    std::vector<StageConfig> stages;
+    DataConfig data;
+    CheckpointConfig checkpoint;
+    EvalConfig eval;
+    LogConfig log;
+
+    std::string run_dir() const { return run.dir + "/" + run.name; }
+};
+
+/// Steps of one stage: the smallest number that covers its token budget.
+inline std::int64_t stage_steps(const StageConfig& stage, std::int64_t global_batch) {
+    const std::int64_t per_step = global_batch * stage.seq_len;
+    return (stage.tokens + per_step - 1) / per_step;
+}
+
+}  // namespace stoa

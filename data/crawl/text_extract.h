@@ -1,0 +1,20 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "data/crawl/warc_reader.h"
+
+namespace stoa {
+
+/// The readable text of a record as valid UTF-8, or "" when it has none: the body of a WET conversion;
+/// of an HTTP response with an HTML or text payload the decoded body (chunked and gzip undone, charset
+/// from header or <meta>: UTF-8 and Latin-1/windows-1252), with tags, scripts and styles removed, block
+/// elements as line breaks, entities decoded, white space folded.
+std::string record_text(const WarcRecord& record);
+
+std::string html_to_text(std::string_view html);
+/// Replaces every ill-formed byte sequence by U+FFFD; `bad` counts them.
+std::string to_valid_utf8(std::string_view bytes, std::int64_t& bad);
+
+}  // namespace stoa

@@ -1,0 +1,3 @@
+#include "launcher/cli.h"
+
+int main(int argc, char** argv) { return stoa::run_cli(argc, argv); }

@@ -1,0 +1,34 @@
+#pragma once
+// A group of ranks: the one owner of an MPI_Comm.
+#include <mpi.h>
+
+#include <cstdint>
+#include <string>
+
+namespace stoa {
+
+class Communicator {
+public:
+    Communicator() = default;  // a group of one, without MPI
+    /// Takes ownership of `comm`; `name` appears in messages ("world", "dp", "tp").
+    Communicator(MPI_Comm comm, std::string name);
+    Communicator(Communicator&& other) noexcept;
+    Communicator& operator=(Communicator&& other) noexcept;
+    ~Communicator() = default;  // MPI is closed by close(), which all ranks reach; never here
+    Communicator(const Communicator&) = delete;
+    Communicator& operator=(const Communicator&) = delete;
+
+    int rank() const { return rank_; }
+    int size() const { return size_; }
+    const std::string& name() const { return name_; }
+    MPI_Comm handle() const { return comm_; }
+    void close();
+
+private:
+    MPI_Comm comm_ = MPI_COMM_NULL;
+    int rank_ = 0;
+    int size_ = 1;
+    std::string name_ = "self";
+};
+
+}  // namespace stoa
