@@ -18,8 +18,9 @@ struct MicroBatch {
     std::int64_t valid_tokens() const;    // targets >= 0
 };
 
-/// Samples of a run. Sample `slot` of step `s` is a pure function of (seed, s, slot): the same whatever
-/// dp, micro_batch or restart. dp rank d takes slots [d * n, (d + 1) * n), n = global_batch / dp.
+/// Samples of a run. Sample `slot` of step `s` is a pure function of (seed, s, slot): the same
+/// whatever dp, micro_batch or restart. dp rank d takes slots [d * n, (d + 1) * n), n =
+/// global_batch / dp.
 class TokenLoader {
 public:
     /// Opens the train split of every shards source and the generators of every reasoning source.
@@ -28,8 +29,8 @@ public:
     /// grad_accum micro-batches of dp rank `dp_rank` of `dp_size`.
     std::vector<MicroBatch> load_step(const CurriculumState& state, std::int64_t dp_rank,
                                       std::int64_t dp_size) const;
-    /// Held-out sequences of a shards source: `count` rows of `seq_len` from its holdout split, evenly
-    /// spaced; fewer when the split is small. errors: DataError when it is empty.
+    /// Held-out sequences of a shards source: `count` rows of `seq_len` from its holdout split,
+    /// evenly spaced; fewer when the split is small. errors: DataError when it is empty.
     MicroBatch load_holdout(std::int64_t source, std::int64_t count, std::int64_t seq_len) const;
 
     TokenLoader(TokenLoader&&) noexcept;

@@ -1,7 +1,8 @@
 #pragma once
-// Token shards: one HDF5 file with a contiguous `tokens` dataset (u16 or u32), `doc_end` (u64, one past
-// the last token of each document; every document ends with end-of-text) and attributes {format,
-// tokenizer_hash, vocab_size, end_of_text, split, source, checksum (xxh3 of tokens and doc_end)}.
+// Token shards: one HDF5 file with a contiguous `tokens` dataset (u16 or u32), `doc_end` (u64, one
+// past the last token of each document; every document ends with end-of-text) and attributes
+// {format, tokenizer_hash, vocab_size, end_of_text, split, source, checksum (xxh3 of tokens and
+// doc_end)}.
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -21,16 +22,18 @@ struct TokenShardInfo {
 
 /// Writes one shard: temporary name, fsync, rename. errors: DataError
 void write_token_shard(const std::string& path, const TokenShardInfo& info,
-                       const std::vector<TokenId>& tokens, const std::vector<std::uint64_t>& doc_ends);
+                       const std::vector<TokenId>& tokens,
+                       const std::vector<std::uint64_t>& doc_ends);
 
-/// All shards of one split in a directory ("train-00000.h5", "holdout-00000.h5", ... in name order) as
-/// one token stream, memory-mapped at the offset of their contiguous datasets.
+/// All shards of one split in a directory ("train-00000.h5", "holdout-00000.h5", ... in name order)
+/// as one token stream, memory-mapped at the offset of their contiguous datasets.
 class TokenStream {
 public:
     /// Opens <dir>/<split>-*.h5, verifies checksums and that all shards share one tokenizer.
     /// errors: DataError (no shards, damaged file, mixed tokenizers, another tokenizer than `hash`;
     ///         an empty `hash` accepts any)
-    static TokenStream open(const std::string& dir, const std::string& split, const std::string& hash);
+    static TokenStream open(const std::string& dir, const std::string& split,
+                            const std::string& hash);
     std::int64_t size() const;
     const TokenShardInfo& info() const;
     /// Copies tokens [begin, begin + count) of the stream.

@@ -7,10 +7,10 @@
 
 namespace stoa {
 
-/// The readable text of a record as valid UTF-8, or "" when it has none: the body of a WET conversion;
-/// of an HTTP response with an HTML or text payload the decoded body (chunked and gzip undone, charset
-/// from header or <meta>: UTF-8 and Latin-1/windows-1252), with tags, scripts and styles removed, block
-/// elements as line breaks, entities decoded, white space folded.
+/// The readable text of a record as valid UTF-8, or "" when it has none: the body of a WET
+/// conversion; of an HTTP response with an HTML or text payload the decoded body (chunked and gzip
+/// undone, charset from header or <meta>: UTF-8 and Latin-1/windows-1252), with tags, scripts and
+/// styles removed, block elements as line breaks, entities decoded, white space folded.
 std::string record_text(const WarcRecord& record);
 
 std::string html_to_text(std::string_view html);

@@ -11,8 +11,8 @@ namespace stoa {
 using TokenId = std::int32_t;
 inline constexpr const char* kEndOfText = "<|endoftext|>";
 
-/// What BPE training yields: vocab[id] = bytes of token id (special tokens after the vocabulary), and
-/// the merges in rank order as pairs of ids.
+/// What BPE training yields: vocab[id] = bytes of token id (special tokens after the vocabulary),
+/// and the merges in rank order as pairs of ids.
 struct BpeModel {
     std::vector<std::string> vocab;
     std::vector<std::pair<TokenId, TokenId>> merges;
@@ -34,7 +34,7 @@ public:
     std::vector<TokenId> encode(std::string_view text) const;
     std::string decode(const std::vector<TokenId>& ids) const;  // special tokens as their text
 
-    std::int64_t vocab_size() const;   // special tokens included
+    std::int64_t vocab_size() const;  // special tokens included
     TokenId end_of_text() const;
     /// xxh3 of vocabulary, merges and split: ties shards and checkpoints to their tokenizer.
     std::string hash() const;

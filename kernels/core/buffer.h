@@ -8,7 +8,9 @@
 namespace stoa {
 
 constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
-constexpr std::int64_t align_up(std::int64_t n, std::int64_t a = kAlignment) { return (n + a - 1) / a * a; }
+constexpr std::int64_t align_up(std::int64_t n, std::int64_t a = kAlignment) {
+    return (n + a - 1) / a * a;
+}
 
 class Buffer {
 public:
@@ -33,8 +35,8 @@ struct Tensor {
     Tensor() = default;
     Tensor(Shape shape, DType dtype)
         : buffer(shape.numel() * size_of(dtype)), view{buffer.data(), dtype, shape, {}} {}
-    operator TensorView() const { return view; }            // NOLINT
-    operator ConstTensorView() const { return view; }       // NOLINT
+    operator TensorView() const { return view; }       // NOLINT
+    operator ConstTensorView() const { return view; }  // NOLINT
     template <class T>
     std::span<T> as() const {
         return view.as<T>();

@@ -1,6 +1,6 @@
 #pragma once
-// Errors a user can meet. Every one says what, where, expected, got and what to do next, and maps to
-// one exit code, so that a script can tell a typo from a lost node.
+// Errors a user can meet. Every one says what, where, expected, got and what to do next, and maps
+// to one exit code, so that a script can tell a typo from a lost node.
 #include <stdexcept>
 #include <string>
 
@@ -20,8 +20,8 @@ enum class ExitCode : int {
     interrupted = 130,  // Ctrl-C; checkpoint saved
 };
 
-/// The fields of one error. `where` is a file:line:column, a path, a rank or an op; empty fields are
-/// left out of the message.
+/// The fields of one error. `where` is a file:line:column, a path, a rank or an op; empty fields
+/// are left out of the message.
 struct ErrorFields {
     std::string what;      // one sentence: what is wrong
     std::string where;     // file, key, tensor

@@ -36,12 +36,17 @@ void open_log(const std::string& dir, int rank) {
     const std::string path = fmt::format("{}/rank-{:03}.log", dir, rank);
     log_file.reset(std::fopen(path.c_str(), "a"));
     if (!log_file)
-        throw DataError({.what = "cannot open log file", .where = path, .actual = std::strerror(errno),
-                         .hint = "make the run directory writable or choose another with run.dir=PATH"});
+        throw DataError(
+            {.what = "cannot open log file",
+             .where = path,
+             .actual = std::strerror(errno),
+             .hint = "make the run directory writable or choose another with run.dir=PATH"});
 }
 
 void log_line(LogLevel level, const std::string& text) {
-    const char* name = level == LogLevel::info ? "info" : level == LogLevel::warn ? "warning" : "error";
+    const char* name = level == LogLevel::info   ? "info"
+                       : level == LogLevel::warn ? "warning"
+                                                 : "error";
     if (log_file) {
         fmt::print(log_file.get(), "{} {} [{}] {}\n", timestamp(), name, log_rank, text);
         std::fflush(log_file.get());

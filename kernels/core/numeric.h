@@ -49,10 +49,14 @@ constexpr std::int64_t size_of(DType t) { return t == DType::bf16 ? 2 : t == DTy
 constexpr DType wide_dtype(DType t) { return t == DType::fp64 ? DType::fp64 : DType::fp32; }
 constexpr const char* dtype_name(DType t) {
     switch (t) {
-        case DType::fp32: return "fp32";
-        case DType::bf16: return "bf16";
-        case DType::fp64: return "fp64";
-        case DType::int32: return "int32";
+        case DType::fp32:
+            return "fp32";
+        case DType::bf16:
+            return "bf16";
+        case DType::fp64:
+            return "fp64";
+        case DType::int32:
+            return "int32";
     }
     return "?";
 }

@@ -1,6 +1,6 @@
 #pragma once
-// Philox4x32-10, a counter-based generator [Salmon et al., SC 2011]: the output is a pure function of
-// (key, counter), so any rank can compute any draw without the ones before it.
+// Philox4x32-10, a counter-based generator [Salmon et al., SC 2011]: the output is a pure function
+// of (key, counter), so any rank can compute any draw without the ones before it.
 #include <array>
 #include <cstdint>
 
@@ -9,8 +9,9 @@ namespace stoa {
 using PhiloxBlock = std::array<std::uint32_t, 4>;
 
 inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_lo, std::uint64_t counter_hi) {
-    PhiloxBlock c{static_cast<std::uint32_t>(counter_lo), static_cast<std::uint32_t>(counter_lo >> 32),
-                  static_cast<std::uint32_t>(counter_hi), static_cast<std::uint32_t>(counter_hi >> 32)};
+    PhiloxBlock c{
+        static_cast<std::uint32_t>(counter_lo), static_cast<std::uint32_t>(counter_lo >> 32),
+        static_cast<std::uint32_t>(counter_hi), static_cast<std::uint32_t>(counter_hi >> 32)};
     auto k0 = static_cast<std::uint32_t>(key);
     auto k1 = static_cast<std::uint32_t>(key >> 32);
     for (int round = 0; round < 10; ++round) {
@@ -49,7 +50,8 @@ public:
     std::uint32_t below(std::uint32_t n) {
         std::uint64_t m = std::uint64_t{next_u32()} * n;
         const std::uint32_t threshold = (0u - n) % n;
-        while (static_cast<std::uint32_t>(m) < threshold) m = std::uint64_t{next_u32()} * n;
+        while (static_cast<std::uint32_t>(m) < threshold)
+            m = std::uint64_t{next_u32()} * n;
         return static_cast<std::uint32_t>(m >> 32);
     }
     /// Uniform integer in [lo, hi], both included.
@@ -65,12 +67,13 @@ private:
     PhiloxBlock block_{};
 };
 
-/// A keyed permutation of [0, n), evaluated at one point in O(1): a 4-round Feistel network over the
-/// next even power of two with cycle walking. No index is built; any rank can start anywhere.
+/// A keyed permutation of [0, n), evaluated at one point in O(1): a 4-round Feistel network over
+/// the next even power of two with cycle walking. No index is built; any rank can start anywhere.
 inline std::uint64_t permute(std::uint64_t key, std::uint64_t n, std::uint64_t i) {
     if (n <= 1) return 0;
     int half_bits = 1;
-    while (half_bits < 32 && (std::uint64_t{1} << (2 * half_bits)) < n) ++half_bits;
+    while (half_bits < 32 && (std::uint64_t{1} << (2 * half_bits)) < n)
+        ++half_bits;
     const std::uint64_t mask = (std::uint64_t{1} << half_bits) - 1;
     do {
         std::uint64_t left = i >> half_bits;

@@ -26,18 +26,21 @@ struct Shape {
     Shape(std::initializer_list<std::int64_t> d) : rank(static_cast<int>(d.size())) {
         if (d.size() > 4) throw ShapeError({.what = "tensor rank", .expected = "<= 4"});
         int i = 0;
-        for (const std::int64_t n : d) dims[static_cast<std::size_t>(i++)] = n;
+        for (const std::int64_t n : d)
+            dims[static_cast<std::size_t>(i++)] = n;
     }
     std::int64_t operator[](int i) const { return dims[static_cast<std::size_t>(i)]; }
     std::int64_t numel() const {
         std::int64_t n = 1;
-        for (int i = 0; i < rank; ++i) n *= (*this)[i];
+        for (int i = 0; i < rank; ++i)
+            n *= (*this)[i];
         return n;
     }
     bool operator==(const Shape&) const = default;
     std::string str() const {
         std::string s = "(";
-        for (int i = 0; i < rank; ++i) s += (i ? ", " : "") + std::to_string((*this)[i]);
+        for (int i = 0; i < rank; ++i)
+            s += (i ? ", " : "") + std::to_string((*this)[i]);
         return s + ")";
     }
 };
@@ -53,17 +56,20 @@ struct ConstTensorView {
     std::int64_t bytes() const { return numel() * size_of(dtype); }
     bool empty() const { return data == nullptr; }
     std::int64_t cols() const { return shape.rank == 0 ? 1 : shape[shape.rank - 1]; }  // last axis
-    std::int64_t rows() const { return cols() == 0 ? 0 : shape.numel() / cols(); }      // the others
+    std::int64_t rows() const { return cols() == 0 ? 0 : shape.numel() / cols(); }     // the others
     /// All elements as T; throws ShapeError when the dtype is another one.
     template <class T>
     std::span<const T> as() const {
         if (dtype != dtype_of<T>())
-            throw ShapeError({.what = "dtype", .expected = dtype_name(dtype_of<T>()), .actual = dtype_name(dtype)});
+            throw ShapeError({.what = "dtype",
+                              .expected = dtype_name(dtype_of<T>()),
+                              .actual = dtype_name(dtype)});
         return {reinterpret_cast<const T*>(data), static_cast<std::size_t>(numel())};
     }
     template <class T>
     std::span<const T> row(std::int64_t r) const {
-        return as<T>().subspan(static_cast<std::size_t>(r * cols()), static_cast<std::size_t>(cols()));
+        return as<T>().subspan(static_cast<std::size_t>(r * cols()),
+                               static_cast<std::size_t>(cols()));
     }
     ConstTensorView reshaped(Shape s) const {
         if (s.numel() != shape.numel())
@@ -80,7 +86,9 @@ struct TensorView {
     Shape shape;
     Device device{};
 
-    operator ConstTensorView() const { return {data, dtype, shape, device}; }  // NOLINT: a view of const
+    operator ConstTensorView() const {
+        return {data, dtype, shape, device};
+    }  // NOLINT: a view of const
     ConstTensorView view() const { return *this; }
     std::int64_t numel() const { return view().numel(); }
     std::int64_t bytes() const { return view().bytes(); }
@@ -109,22 +117,28 @@ struct TensorView {
 
 inline ConstTensorView ConstTensorView::slice_rows(std::int64_t begin, std::int64_t count) const {
     if (begin < 0 || count < 0 || begin + count > shape[0])
-        throw ShapeError({.what = "row slice", .expected = "within " + shape.str(),
+        throw ShapeError({.what = "row slice",
+                          .expected = "within " + shape.str(),
                           .actual = std::to_string(begin) + "+" + std::to_string(count)});
     Shape s = shape;
     s.dims[0] = count;
     const std::int64_t stride = shape[0] == 0 ? 0 : shape.numel() / shape[0];
-    return {data + begin * stride * size_of(dtype), dtype, s, device};
+    const std::byte* at = data == nullptr ? nullptr : data + begin * stride * size_of(dtype);
+    return {at, dtype, s, device};
 }
 
 /// fn(T{}) for the element type T that `t` names.
 template <class Fn>
 decltype(auto) dispatch_dtype(DType t, Fn&& fn) {
     switch (t) {
-        case DType::fp32: return fn(float{});
-        case DType::bf16: return fn(bf16{});
-        case DType::fp64: return fn(double{});
-        case DType::int32: break;
+        case DType::fp32:
+            return fn(float{});
+        case DType::bf16:
+            return fn(bf16{});
+        case DType::fp64:
+            return fn(double{});
+        case DType::int32:
+            break;
     }
     throw ShapeError({.what = "dtype", .expected = "fp32, bf16 or fp64", .actual = dtype_name(t)});
 }
@@ -134,11 +148,13 @@ inline void require(bool ok, const char* op, const char* rule, const std::string
     if (!ok) throw ShapeError({.what = op, .expected = rule, .actual = actual});
 }
 inline void require_shape(const ConstTensorView& t, const Shape& s, const char* name) {
-    if (t.shape != s) throw ShapeError({.what = name, .expected = s.str(), .actual = t.shape.str()});
+    if (t.shape != s)
+        throw ShapeError({.what = name, .expected = s.str(), .actual = t.shape.str()});
 }
 inline void require_numel(const ConstTensorView& t, std::int64_t n, const char* name) {
     if (t.numel() != n)
-        throw ShapeError({.what = name, .expected = std::to_string(n) + " elements", .actual = t.shape.str()});
+        throw ShapeError(
+            {.what = name, .expected = std::to_string(n) + " elements", .actual = t.shape.str()});
 }
 inline void require_dtype(const ConstTensorView& t, DType d, const char* name) {
     if (t.dtype != d)

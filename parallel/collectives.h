@@ -1,0 +1,30 @@
+#pragma once
+// Collectives as free functions on tensors. The data's home chooses the wire: MPI for host memory;
+// NCCL takes over device memory at the same call sites. A group of one waits for nobody.
+#include <cstdint>
+#include <string>
+
+#include "kernels/core/exec.h"
+#include "parallel/communicator.h"
+
+namespace stoa {
+
+enum class ReduceOp { sum, max, min };
+
+/// t = reduction of t over the ranks of `comm`, the same bits on every rank.
+/// dtype: fp32 | fp64 | bf16 (each addition in fp32, rounded) | int32
+/// comm:  one all-reduce over `comm`     errors: CollectiveError
+void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream);
+
+double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm);
+std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm);
+
+/// Rank `root`'s text on every rank.     comm: two broadcasts
+std::string broadcast(std::string text, int root, const Communicator& comm);
+
+void barrier(const Communicator& comm);
+
+/// Seconds this process has spent inside collectives since the last call (for the step line).
+double take_comm_seconds();
+
+}  // namespace stoa

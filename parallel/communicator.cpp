@@ -1,0 +1,33 @@
+#include "parallel/communicator.h"
+
+#include <utility>
+
+#include "parallel/check_mpi.h"
+
+namespace stoa {
+
+Communicator::Communicator(MPI_Comm comm, std::string name) : comm_(comm), name_(std::move(name)) {
+    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+    check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank", *this);
+    check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size", *this);
+}
+
+Communicator::Communicator(Communicator&& other) noexcept { *this = std::move(other); }
+
+Communicator& Communicator::operator=(Communicator&& other) noexcept {
+    std::swap(comm_, other.comm_);
+    std::swap(rank_, other.rank_);
+    std::swap(size_, other.size_);
+    std::swap(name_, other.name_);
+    return *this;
+}
+
+void Communicator::close() {
+    if (comm_ == MPI_COMM_NULL) return;
+    MPI_Comm_free(&comm_);
+    comm_ = MPI_COMM_NULL;
+    rank_ = 0;
+    size_ = 1;
+}
+
+}  // namespace stoa

@@ -1,0 +1,181 @@
+#include "trainer/model/block.h"
+
+#include <cmath>
+#include <tuple>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+#include "parallel/collectives.h"
+
+namespace stoa {
+namespace {
+
+// y = x w^T for a weight stored (out, in).
+void linear(TensorView y, ConstTensorView x, ConstTensorView w, const Exec& exec) {
+    matmul({.c = y, .a = x, .b = w, .transpose_b = true}, exec);
+}
+
+// d_x (+)= d_y w,  d_w += d_y^T x
+void linear_backward(TensorView d_x, bool accumulate, TensorView d_w, ConstTensorView d_y,
+                     ConstTensorView x, ConstTensorView w, const Exec& exec) {
+    matmul({.c = d_w, .a = d_y, .b = x, .transpose_a = true, .accumulate = true}, exec);
+    matmul({.c = d_x, .a = d_y, .b = w, .accumulate = accumulate}, exec);
+}
+
+// (rows, heads * head_dim) as (rows, heads, head_dim) and as (rows * heads, head_dim).
+template <class View>
+View by_head(View x, std::int64_t head_dim) {
+    return x.reshaped({x.rows(), x.cols() / head_dim, head_dim});
+}
+template <class View>
+View head_rows(View x, std::int64_t head_dim) {
+    return x.reshaped({x.numel() / head_dim, head_dim});
+}
+template <class View>
+View by_batch(View x, const Activations& a, std::int64_t head_dim) {
+    return x.reshaped({a.micro_batch, a.seq_len, x.cols() / head_dim, head_dim});
+}
+
+double attention_scale(const LocalDims& d) {
+    return 1.0 / std::sqrt(static_cast<double>(d.head_dim));
+}
+
+}  // namespace
+
+void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                   ConstTensorView x_in, TensorView x_out) {
+    const LocalDims& d = c.dims;
+    const std::int64_t hd = d.head_dim;
+    const TensorView partial = c.acts.scratch.partial;  // (rows, d_model)
+    const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
+
+    rms_norm_forward(
+        {.y = s.h1, .rstd = s.rstd1, .x = x_in, .weight = w.input_norm, .eps = c.norm_eps}, c.exec);
+    linear(s.q_pre, s.h1, w.q, c.exec);  // (rows, q_cols): this rank's heads
+    linear(s.k_pre, s.h1, w.k, c.exec);  // (rows, kv_cols)
+    linear(s.v, s.h1, w.v, c.exec);      // (rows, kv_cols)
+    rms_norm_forward({.y = head_rows(s.q, hd),
+                      .rstd = s.rstd_q,
+                      .x = head_rows(s.q_pre, hd),
+                      .weight = w.q_norm,
+                      .eps = c.norm_eps},
+                     c.exec);
+    rms_norm_forward({.y = head_rows(s.k, hd),
+                      .rstd = s.rstd_k,
+                      .x = head_rows(s.k_pre, hd),
+                      .weight = w.k_norm,
+                      .eps = c.norm_eps},
+                     c.exec);
+    rope({.x = by_head(s.q, hd), .cos = cos, .sin = sin, .positions = c.acts.positions}, c.exec);
+    rope({.x = by_head(s.k, hd), .cos = cos, .sin = sin, .positions = c.acts.positions}, c.exec);
+    attention_forward({.out = by_batch(s.attn, c.acts, hd),
+                       .lse = s.lse,
+                       .q = by_batch(s.q, c.acts, hd),
+                       .k = by_batch(s.k, c.acts, hd),
+                       .v = by_batch(s.v, c.acts, hd),
+                       .key_begin = c.acts.key_begin,
+                       .key_end = c.acts.key_end,
+                       .scale = attention_scale(d)},
+                      c.exec);
+    linear(partial, s.attn, w.out, c.exec);  // (rows, d_model): a sum over this rank's heads
+    all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: attention output
+    add(s.x_mid, x_in, partial, c.exec);
+
+    rms_norm_forward(
+        {.y = s.h2, .rstd = s.rstd2, .x = s.x_mid, .weight = w.post_norm, .eps = c.norm_eps},
+        c.exec);
+    linear(s.gate, s.h2, w.gate, c.exec);  // (rows, d_ff): this rank's columns
+    linear(s.up, s.h2, w.up, c.exec);
+    swiglu_forward({.y = s.act, .gate = s.gate, .up = s.up}, c.exec);
+    if (x_out.empty()) return;  // recompute: the backward needs nothing below
+    linear(partial, s.act, w.down, c.exec);
+    all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: FFN output
+    add(x_out, s.x_mid, partial, c.exec);
+}
+
+void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
+                    const BlockSaved& s, ConstTensorView x_in, TensorView d_x) {
+    const LocalDims& d = c.dims;
+    const std::int64_t hd = d.head_dim;
+    const BlockScratch& t = c.acts.scratch;
+    const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
+
+    // FFN: x_out = x_mid + down(act). d_x is d_x_out and, through the residual, part of d_x_mid.
+    linear_backward(t.d_act, false, g.down, d_x, s.act, w.down, c.exec);
+    swiglu_backward(
+        {.d_gate = t.d_gate, .d_up = t.d_up, .d_y = t.d_act, .gate = s.gate, .up = s.up}, c.exec);
+    linear_backward(t.d_h, false, g.gate, t.d_gate, s.h2, w.gate, c.exec);
+    linear_backward(t.d_h, true, g.up, t.d_up, s.h2, w.up, c.exec);
+    all_reduce(t.d_h, ReduceOp::sum, c.tp,
+               c.exec.stream);  // tp: d_h2, each rank saw its columns of d_ff
+    rms_norm_backward({.d_x = d_x,
+                       .d_weight = g.post_norm,
+                       .d_y = t.d_h,
+                       .x = s.x_mid,
+                       .weight = w.post_norm,
+                       .rstd = s.rstd2,
+                       .accumulate = true},
+                      c.exec);
+
+    // Attention: x_mid = x_in + out(attn). d_x is now d_x_mid.
+    linear_backward(t.d_attn, false, g.out, d_x, s.attn, w.out, c.exec);
+    attention_backward({.d_q = by_batch(t.d_q, c.acts, hd),
+                        .d_k = by_batch(t.d_k, c.acts, hd),
+                        .d_v = by_batch(t.d_v, c.acts, hd),
+                        .d_out = by_batch(t.d_attn, c.acts, hd),
+                        .out = by_batch(s.attn, c.acts, hd),
+                        .lse = s.lse,
+                        .q = by_batch(s.q, c.acts, hd),
+                        .k = by_batch(s.k, c.acts, hd),
+                        .v = by_batch(s.v, c.acts, hd),
+                        .key_begin = c.acts.key_begin,
+                        .key_end = c.acts.key_end,
+                        .scale = attention_scale(d)},
+                       c.exec);
+    rope({.x = by_head(t.d_q, hd),
+          .cos = cos,
+          .sin = sin,
+          .positions = c.acts.positions,
+          .inverse = true},
+         c.exec);
+    rope({.x = by_head(t.d_k, hd),
+          .cos = cos,
+          .sin = sin,
+          .positions = c.acts.positions,
+          .inverse = true},
+         c.exec);
+    // in place: d_q becomes the gradient before q norm. g.q_norm sees this rank's heads only
+    // (tp_partial_grads).
+    rms_norm_backward({.d_x = head_rows(t.d_q, hd),
+                       .d_weight = g.q_norm,
+                       .d_y = head_rows(t.d_q, hd),
+                       .x = head_rows(s.q_pre, hd),
+                       .weight = w.q_norm,
+                       .rstd = s.rstd_q},
+                      c.exec);
+    rms_norm_backward({.d_x = head_rows(t.d_k, hd),
+                       .d_weight = g.k_norm,
+                       .d_y = head_rows(t.d_k, hd),
+                       .x = head_rows(s.k_pre, hd),
+                       .weight = w.k_norm,
+                       .rstd = s.rstd_k},
+                      c.exec);
+    linear_backward(t.d_h, false, g.q, t.d_q, s.h1, w.q, c.exec);
+    linear_backward(t.d_h, true, g.k, t.d_k, s.h1, w.k, c.exec);
+    linear_backward(t.d_h, true, g.v, t.d_v, s.h1, w.v, c.exec);
+    all_reduce(t.d_h, ReduceOp::sum, c.tp, c.exec.stream);  // tp: d_h1, each rank saw its heads
+    rms_norm_backward({.d_x = d_x,
+                       .d_weight = g.input_norm,
+                       .d_y = t.d_h,
+                       .x = x_in,
+                       .weight = w.input_norm,
+                       .rstd = s.rstd1,
+                       .accumulate = true},
+                      c.exec);
+}
+
+}  // namespace stoa

@@ -1,0 +1,32 @@
+#pragma once
+#include "kernels/core/exec.h"
+#include "parallel/communicator.h"
+#include "trainer/model/activations.h"
+#include "trainer/model/params.h"
+
+namespace stoa {
+
+/// What every block of a forward pass shares.
+struct BlockContext {
+    const LocalDims& dims;
+    const ModelState& state;  // rope tables
+    double norm_eps;
+    const Activations& acts;  // scratch, positions, key ranges
+    const Communicator& tp;
+    const Exec& exec;
+};
+
+/// One pre-norm decoder block [Qwen3]:
+///   x_mid = x_in + out_proj(attention(rope(norm(q)), rope(norm(k)), v)),  of h1 = rms_norm(x_in)
+///   x_out = x_mid + down(silu(gate(h2)) * up(h2)),                        of h2 = rms_norm(x_mid)
+/// shapes: x_in, x_out (rows, d_model)     comm: 2 x all_reduce(tp, (rows, d_model))
+/// An empty x_out stops before the down projection: all that recompute needs (1 x all_reduce).
+void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                   ConstTensorView x_in, TensorView x_out);
+
+/// d_x holds the gradient of x_out on entry and of x_in on return; weight gradients are added to g.
+/// comm: 2 x all_reduce(tp, (rows, d_model))
+void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
+                    const BlockSaved& s, ConstTensorView x_in, TensorView d_x);
+
+}  // namespace stoa

@@ -1,0 +1,87 @@
+#pragma once
+// The parameters of the model: one table of logical tensors with Hugging Face names, each cut over
+// tp, and the views that forward, backward and optimizer work on.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoints/checkpoint.h"
+#include "configs/run_config.h"
+#include "kernels/core/arena.h"
+#include "kernels/core/exec.h"
+#include "parallel/shard.h"
+
+namespace stoa {
+
+/// What one rank computes with: logical sizes divided by tp.
+struct LocalDims {
+    std::int64_t d_model, n_heads, n_kv_heads, head_dim, d_ff;  // heads and d_ff: this rank's
+    ShardRange vocab;                                           // this rank's rows of the embedding
+    DType compute;                                              // activations and working weights
+    DType wide;  // masters, gradients, moments, row statistics
+    std::int64_t q_cols() const { return n_heads * head_dim; }
+    std::int64_t kv_cols() const { return n_kv_heads * head_dim; }
+};
+LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size);
+
+/// The weights of one block; the same struct holds their gradients.
+struct BlockWeights {
+    TensorView input_norm;      // (d_model)
+    TensorView q, k, v;         // (q_cols, d_model), (kv_cols, d_model) x 2: cut by rows (heads)
+    TensorView q_norm, k_norm;  // (head_dim)
+    TensorView out;             // (d_model, q_cols): cut by columns
+    TensorView post_norm;       // (d_model)
+    TensorView gate, up;        // (d_ff, d_model): cut by rows
+    TensorView down;            // (d_model, d_ff): cut by columns
+};
+struct Weights {
+    TensorView embed;  // (vocab.local, d_model): cut by rows, padded
+    std::vector<BlockWeights> blocks;
+    TensorView final_norm;  // (d_model)
+    TensorView lm_head;     // (vocab.local, d_model); the embedding itself when tied
+};
+
+enum class TpCut { replicated, rows, cols };
+
+/// One row of the table. The five views are this rank's shard.
+struct Param {
+    std::string name;  // "model.layers.0.self_attn.q_proj.weight"
+    Shape global_shape;
+    TpCut cut = TpCut::replicated;
+    bool decay = false;     // weight decay: matrices, not norms
+    double init_std = 0.0;  // 0: filled with ones
+    ShardRange range;       // of the cut axis
+    TensorView master, work, grad, m, v;
+};
+
+/// Everything that lives as long as the run, in one arena: masters, working copies, gradients,
+/// moments.
+struct ModelState {
+    std::vector<Param> params;
+    Weights work, grads;  // views into the flats below
+    TensorView master_flat, work_flat, grad_flat, m_flat, v_flat;
+    /// The head of grad_flat: gradients of q/k norm weights, which are replicated but of which each
+    /// tp rank sees only its own heads. They are summed over tp; other replicated weights see
+    /// everything.
+    TensorView tp_partial_grads;
+    TensorView rope_cos, rope_sin;  // (max_positions, head_dim / 2)
+};
+
+/// Lists or places the state. `max_positions`: longest sequence of the run.
+ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
+                              std::int64_t max_positions, int tp_rank, int tp_size);
+
+/// Fills masters from the seed (Philox keyed by parameter and logical element: the same on every
+/// mesh), zeroes moments, fills the rope table and the working copies.
+void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec);
+
+/// work = masters, rounded. Nothing to do where both are one tensor.
+void refresh_work(ModelState& state, const Exec& exec);
+
+/// Masters and moments as named shards, for the checkpoint rooms.
+std::vector<TensorShard> checkpoint_shards(const ModelState& state);
+
+/// Number of logical parameters.
+std::int64_t count_parameters(const RunConfig& config);
+
+}  // namespace stoa

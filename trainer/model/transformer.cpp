@@ -1,0 +1,106 @@
+#include "trainer/model/transformer.h"
+
+#include <algorithm>
+
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/rms_norm.h"
+#include "parallel/collectives.h"
+#include "trainer/model/block.h"
+
+namespace stoa {
+namespace {
+
+BlockContext block_context(const TrainState& s, const Communicator& tp, const Exec& exec) {
+    return {.dims = s.dims,
+            .state = s.model,
+            .norm_eps = s.config.model.norm_eps,
+            .acts = s.acts,
+            .tp = tp,
+            .exec = exec};
+}
+
+}  // namespace
+
+TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec) {
+    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size);
+    TrainState s{.config = config,
+                 .dims = local_dims(config, tp_rank, tp_size),
+                 .arena = Buffer(plan.total_bytes())};
+    Placer placer(s.arena.data(), plan.state_bytes);
+    s.model =
+        layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size);
+    s.state_bytes = placer.bytes();
+    init_model_state(s.model, config, exec);
+    return s;
+}
+
+void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len) {
+    Placer placer(s.arena.data() + s.state_bytes, s.arena.bytes() - s.state_bytes);
+    s.acts = layout_activations(placer, s.config, s.dims, micro_batch, seq_len);
+}
+
+void load_micro_batch(TrainState& s, const MicroBatch& mb) {
+    if (mb.batch != s.acts.micro_batch || mb.seq_len != s.acts.seq_len)
+        place_activations(s, mb.batch, mb.seq_len);
+    std::ranges::copy(mb.tokens, s.acts.tokens.as<std::int32_t>().begin());
+    std::ranges::copy(mb.targets, s.acts.targets.as<std::int32_t>().begin());
+    std::ranges::copy(mb.key_begin, s.acts.key_begin.as<std::int32_t>().begin());
+    const auto positions = s.acts.positions.as<std::int32_t>();
+    const auto key_end = s.acts.key_end.as<std::int32_t>();
+    for (std::size_t r = 0; r < positions.size(); ++r) {
+        positions[r] = static_cast<std::int32_t>(r % static_cast<std::size_t>(mb.seq_len));
+        key_end[r] = positions[r] + 1;  // causal
+    }
+}
+
+void model_forward(TrainState& s, const Communicator& tp, const Exec& exec) {
+    const Activations& a = s.acts;
+    const Weights& w = s.model.work;
+    const BlockContext context = block_context(s, tp, exec);
+    embedding_forward(
+        {.y = a.x[0], .table = w.embed, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
+        exec);
+    all_reduce(a.x[0], ReduceOp::sum, tp, exec.stream);  // tp: each token's row lives on one rank
+    for (std::size_t l = 0; l < w.blocks.size(); ++l)
+        block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
+    rms_norm_forward({.y = a.h_final,
+                      .rstd = a.rstd_final,
+                      .x = a.x.back(),
+                      .weight = w.final_norm,
+                      .eps = s.config.model.norm_eps},
+                     exec);
+    matmul({.c = a.logits, .a = a.h_final, .b = w.lm_head, .transpose_b = true},
+           exec);  // (rows, vocab_local)
+}
+
+void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
+    const Activations& a = s.acts;
+    const Weights& w = s.model.work;
+    const Weights& g = s.model.grads;
+    const BlockContext context = block_context(s, tp, exec);
+    const TensorView d_h = a.scratch.d_h;  // (rows, d_model)
+    matmul({.c = g.lm_head, .a = a.logits, .b = a.h_final, .transpose_a = true, .accumulate = true},
+           exec);
+    matmul({.c = d_h, .a = a.logits, .b = w.lm_head}, exec);
+    all_reduce(d_h, ReduceOp::sum, tp,
+               exec.stream);  // tp: each rank saw its part of the vocabulary
+    rms_norm_backward({.d_x = a.d_x,
+                       .d_weight = g.final_norm,
+                       .d_y = d_h,
+                       .x = a.x.back(),
+                       .weight = w.final_norm,
+                       .rstd = a.rstd_final},
+                      exec);
+    const bool recompute = s.config.parallel.recompute == Recompute::full;
+    for (std::size_t l = w.blocks.size(); l-- > 0;) {
+        if (recompute) block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
+        block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
+    }
+    embedding_backward(
+        {.d_table = g.embed, .d_y = a.d_x, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
+        exec);
+}
+
+}  // namespace stoa

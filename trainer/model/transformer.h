@@ -1,0 +1,39 @@
+#pragma once
+#include "configs/run_config.h"
+#include "data/token_loader.h"
+#include "kernels/core/exec.h"
+#include "parallel/communicator.h"
+#include "trainer/model/activations.h"
+#include "trainer/model/params.h"
+
+namespace stoa {
+
+/// Everything a rank trains with: one arena, placed by the plan.
+struct TrainState {
+    RunConfig config;
+    LocalDims dims;
+    Buffer arena;  // state, then activations
+    ModelState model;
+    Activations acts;  // placed for the current stage's seq_len
+    std::int64_t state_bytes = 0;
+    std::int64_t optimizer_step = 0;  // updates done: Adam's bias correction
+    std::int64_t skipped_in_a_row = 0;
+};
+
+/// Allocates the arena of plan_memory and places the state; parameters are initialised from the
+/// seed.
+TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec);
+/// Places the activations of a stage behind the state.
+void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len);
+/// Copies a micro-batch into the arena: tokens, targets, positions, key ranges.
+void load_micro_batch(TrainState& s, const MicroBatch& mb);
+
+/// Tokens to logits.
+/// comm: all_reduce(tp) of the embedding, then per block as block_forward
+void model_forward(TrainState& s, const Communicator& tp, const Exec& exec);
+
+/// d_logits to gradients, which are added to s.model.grads.
+/// comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute)
+void model_backward(TrainState& s, const Communicator& tp, const Exec& exec);
+
+}  // namespace stoa

@@ -1,0 +1,20 @@
+#pragma once
+#include "configs/run_config.h"
+#include "kernels/core/exec.h"
+#include "parallel/communicator.h"
+#include "trainer/model/params.h"
+
+namespace stoa {
+
+/// Sum of squared gradients of the logical model: shards add up over tp, weights that every tp rank
+/// holds count once.     comm: one scalar all_reduce(tp)
+double grad_sum_of_squares(const ModelState& state, const Communicator& tp, const Exec& exec);
+
+/// min(1, max_norm / norm); 1 when max_norm is 0. [Pascanu et al. 2013, global norm]
+double clip_coefficient(double norm, double max_norm);
+
+/// AdamW over every parameter, then the working copies. `step` counts from 1.
+void adamw_step(ModelState& state, const OptimizerConfig& config, double lr, double grad_scale,
+                std::int64_t step, const Exec& exec);
+
+}  // namespace stoa
