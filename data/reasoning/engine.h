@@ -29,9 +29,9 @@ struct ReasoningSample {
 /// A family: a plain table row, no class tree. `generate` fills question, steps, answer.
 /// `verify` parses nothing but the question and the answer text, recomputes the answer by another
 /// way than `generate` and says whether `answer` is right; `why` receives the reason of a refusal.
-/// `verify` never throws and takes any bytes. `verify_steps` judges the worked steps of a sample whose
-/// answer is already accepted; a family without one has steps that are all "expression = expression"
-/// chains of numbers, the last of which ends in the answer.
+/// `verify` never throws and takes any bytes. `verify_steps` judges the worked steps of a sample
+/// whose answer is already accepted; a family without one has steps that are all "expression =
+/// expression" chains of numbers, the last of which ends in the answer.
 struct ReasoningFamily {
     const char* name;
     const char* summary;
@@ -46,7 +46,8 @@ const ReasoningFamily& reasoning_family(std::string_view name);
 /// The split a question belongs to: 1 in 16 is held out, by the xxh3 of its text.
 ReasoningSplit split_of(std::string_view question);
 
-/// errors: DataError (difficulty outside 1..10, index < 0, or the family has no problem of that split)
+/// errors: DataError (difficulty outside 1..10, index < 0, or the family has no problem of that
+/// split)
 ReasoningSample make_sample(const ReasoningFamily& family, std::int64_t difficulty,
                             std::uint64_t seed, ReasoningSplit split, std::int64_t index);
 
