@@ -1,4 +1,5 @@
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@ struct LoadedConfig {
     std::string source_text;    // the file as given
     std::string resolved_yaml;  // every key with its value and, as a comment, its origin
                                 // (default | FILE:LINE | command line); loads back to the same config
+    std::map<std::string, std::string> origins;  // dotted key -> origin, for the keys that were given
 };
 
 /// Reads `path`, applies `overrides` ("optimizer.lr=3e-4"; lists by index: "stages.0.tokens=1M tokens"),
@@ -23,6 +25,9 @@ struct LoadedConfig {
 LoadedConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides);
 LoadedConfig load_run_config_text(const std::string& text, const std::string& path,
                                   const std::vector<std::string>& overrides);
+
+/// Every key with its value, its origin as a comment ("default" where `origins` has none).
+std::string write_config_yaml(const RunConfig& config, const std::map<std::string, std::string>& origins);
 
 /// The checks that need the number of ranks: world = dp x tp, global_batch = micro_batch x grad_accum
 /// x dp. Returns the config with dp and grad_accum filled in.

@@ -1,6 +1,6 @@
 #pragma once
 // The plain structs that a YAML file loads into. Every key of the schema is one field here; its
-// documentation, unit, default and range stand in load_run_config.cpp (the schema table).
+// documentation, unit, default and range stand in config_schema.cpp (the schema table).
 #include <cstdint>
 #include <map>
 #include <string>

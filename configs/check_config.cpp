@@ -1,0 +1,255 @@
+#include "configs/check_config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "configs/config_schema.h"
+#include "configs/load_run_config.h"
+
+namespace stoa {
+namespace {
+
+struct Rules {
+    const KeyPlaces& places;
+    std::vector<Problem>& problems;
+
+    bool is_wrong(const std::string& key) const { return places.wrong.contains(key); }
+    /// The first of the keys that was given; a default has no place.
+    Place place_of(const std::vector<std::string>& keys) const {
+        for (const std::string& key : keys)
+            if (const auto it = places.given.find(key); it != places.given.end()) return it->second;
+        return {};
+    }
+    /// Reports unless `ok`, or unless one of the keys is already known to be wrong.
+    void require(bool ok, const std::vector<std::string>& keys, const std::string& what,
+                 const std::string& fix) {
+        if (ok || std::any_of(keys.begin(), keys.end(), [&](const auto& k) { return is_wrong(k); }))
+            return;
+        problems.push_back({place_of(keys), what, fix});
+    }
+};
+
+std::int64_t nearest_multiple(std::int64_t n, std::int64_t divisor) {
+    const std::int64_t below = n / divisor * divisor;
+    return below > 0 && n - below <= below + divisor - n ? below : below + divisor;
+}
+
+void check_model(const RunConfig& c, Rules& rules) {
+    const ModelConfig& m = c.model;
+    const std::int64_t tp = c.parallel.tp;
+    rules.require(m.head_dim % 2 == 0, {"model.head_dim"},
+                  fmt::format("model.head_dim: expected an even number, got {}", m.head_dim),
+                  fmt::format("the rotary embedding turns pairs; use {}", m.head_dim + 1));
+    rules.require(m.n_heads % m.n_kv_heads == 0, {"model.n_kv_heads", "model.n_heads"},
+                  fmt::format("model.n_kv_heads: expected a divisor of n_heads ({}), got {}",
+                              m.n_heads, m.n_kv_heads),
+                  "each key/value head serves the same number of query heads");
+    const auto divisible = [&](const char* name, std::int64_t value) {
+        const std::string key = std::string("model.") + name;
+        rules.require(
+            value % tp == 0, {"parallel.tp", key},
+            fmt::format("parallel.tp: expected a divisor of {} ({}), got {}", name, value, tp),
+            fmt::format("set {}={} or another parallel.tp", key, nearest_multiple(value, tp)));
+    };
+    divisible("n_heads", m.n_heads);
+    divisible("n_kv_heads", m.n_kv_heads);
+    divisible("d_ff", m.d_ff);
+}
+
+void check_batch(const RunConfig& c, Rules& rules) {
+    const BatchConfig& b = c.batch;
+    const std::int64_t dp = c.parallel.dp;
+    const std::string key = "batch.global_batch";
+    if (b.global_batch % b.micro_batch != 0) {
+        rules.require(
+            false, {key, "batch.micro_batch"},
+            fmt::format("batch.global_batch: expected a multiple of micro_batch ({}), got {}",
+                        b.micro_batch, b.global_batch),
+            fmt::format("nearest: {}", nearest_multiple(b.global_batch, b.micro_batch)));
+    } else if (dp > 0 && b.global_batch % (b.micro_batch * dp) != 0) {
+        rules.require(
+            false, {key, "batch.micro_batch", "parallel.dp"},
+            fmt::format(
+                "batch.global_batch: expected a multiple of micro_batch x dp = {} x {}, got {}",
+                b.micro_batch, dp, b.global_batch),
+            fmt::format("nearest: {}", nearest_multiple(b.global_batch, b.micro_batch * dp)));
+    } else if (dp > 0 && b.grad_accum > 0 && b.micro_batch * dp * b.grad_accum != b.global_batch) {
+        rules.require(
+            false, {"batch.grad_accum", key, "batch.micro_batch", "parallel.dp"},
+            fmt::format(
+                "batch.global_batch = {} is not micro_batch x grad_accum x dp = {} x {} x {} = {}",
+                b.global_batch, b.micro_batch, b.grad_accum, dp, b.micro_batch * dp * b.grad_accum),
+            fmt::format("set batch.grad_accum={} or leave it at auto",
+                        b.global_batch / (b.micro_batch * dp)));
+    } else if (dp == 0 && b.grad_accum > 0 &&
+               b.global_batch % (b.micro_batch * b.grad_accum) != 0) {
+        rules.require(false, {"batch.grad_accum", key, "batch.micro_batch"},
+                      fmt::format("batch.global_batch: expected a multiple of micro_batch x "
+                                  "grad_accum = {} x {}, got {}",
+                                  b.micro_batch, b.grad_accum, b.global_batch),
+                      "leave batch.grad_accum at auto");
+    }
+}
+
+void check_schedule(const RunConfig& c, Rules& rules) {
+    const ScheduleConfig& s = c.schedule;
+    double total = 0.0;
+    bool budgets_known = true;
+    for (std::size_t i = 0; i < c.stages.size(); ++i) {
+        total += static_cast<double>(c.stages[i].tokens);
+        const std::string key = fmt::format("stages.{}.tokens", i);
+        budgets_known = budgets_known && !rules.is_wrong(key);
+        rules.require(
+            c.stages[i].lr_warmup_tokens <= c.stages[i].tokens,
+            {fmt::format("stages.{}.lr_warmup", i), key},
+            fmt::format("stages.{}.lr_warmup: expected at most the stage's {} tokens, got {}", i,
+                        c.stages[i].tokens, c.stages[i].lr_warmup_tokens),
+            "shorten the warm-up");
+    }
+    if (!budgets_known || total <= 0.0) return;
+    const double warmup =
+        s.warmup_tokens >= 0 ? static_cast<double>(s.warmup_tokens) / total : s.warmup;
+    const double decay = s.kind == ScheduleKind::wsd ? s.decay : 0.0;
+    const double tolerance = 1e-9;
+    rules.require(
+        warmup + decay <= 1.0 + tolerance, {"schedule.warmup", "schedule.decay"},
+        fmt::format("schedule: warmup and decay take {:.4g}% of the run", 100.0 * (warmup + decay)),
+        fmt::format("together at most 100%: warmup is {:.4g}%, decay {:.4g}%", 100.0 * warmup,
+                    100.0 * decay));
+}
+
+void check_mix(const RunConfig& c, std::size_t i, const std::vector<std::string>& sources,
+               Rules& rules) {
+    const std::string key = fmt::format("stages.{}.mix", i);
+    double sum = 0.0;
+    for (const auto& [name, share] : c.stages[i].mix) {
+        sum += share;
+        const bool exists = std::find(sources.begin(), sources.end(), name) != sources.end();
+        const auto close = suggest(name, sources);
+        std::string known;
+        for (const std::string& s : sources)
+            known += (known.empty() ? "" : ", ") + s;
+        rules.require(exists, {key + "." + name, "data.sources"},
+                      fmt::format("{}: there is no source '{}'", key, name),
+                      !close.empty()  ? fmt::format("did you mean '{}'?", close.front())
+                      : known.empty() ? "give data.sources"
+                                      : "sources: " + known);
+    }
+    constexpr double kTolerance = 1e-6;
+    rules.require(std::fabs(sum - 1.0) <= kTolerance, {key},
+                  fmt::format("{}: the shares sum to {:.9g}, not to 1", key, sum),
+                  "change the shares");
+}
+
+void check_stages(const RunConfig& c, Rules& rules) {
+    rules.require(!c.stages.empty(), {"stages"}, "there are no stages",
+                  "give at least one: stages: [{name: web, tokens: 1M tokens, mix: {web: 1}}]");
+    std::vector<std::string> sources, names;
+    for (const SourceConfig& s : c.data.sources)
+        sources.push_back(s.name);
+    for (std::size_t i = 0; i < c.stages.size(); ++i) {
+        const std::string key = fmt::format("stages.{}.name", i);
+        const std::string& name = c.stages[i].name;
+        rules.require(
+            is_plain_name(name, true), {key},
+            fmt::format("{}: expected letters, digits, '-', '_' and '.', got '{}'", key, name),
+            "the name stands in logs and files");
+        rules.require(std::find(names.begin(), names.end(), name) == names.end(), {key},
+                      fmt::format("{}: there are two stages '{}'", key, name),
+                      "give each stage its own name");
+        names.push_back(name);
+        check_mix(c, i, sources, rules);
+    }
+}
+
+void check_sources(const RunConfig& c, Rules& rules) {
+    for (const SourceConfig& s : c.data.sources) {
+        const std::string base = "data.sources." + s.name;
+        const std::string kind = base + ".kind", path = base + ".path",
+                          families = base + ".families";
+        if (rules.is_wrong(kind)) continue;
+        const auto given = [&](const std::string& key) { return rules.places.given.contains(key); };
+        if (s.kind == SourceKind::shards) {
+            rules.require(!s.path.empty(), {path, base}, base + ": a shards source needs path",
+                          "the directory that `stoa data build` wrote");
+            for (const char* key : {".families", ".difficulty", ".loss_on"})
+                rules.require(!given(base + key), {base + key},
+                              fmt::format("{}{} is for reasoning sources only", base, key),
+                              "remove it, or set kind: reasoning");
+        } else {
+            rules.require(!s.families.empty(), {families, base},
+                          base + ": a reasoning source needs families",
+                          "for example families: [chain_sum]; `stoa reason gen --help` lists them");
+            rules.require(!given(path), {path}, path + " is for shards sources only",
+                          "remove it, or set kind: shards");
+        }
+    }
+}
+
+}  // namespace
+
+void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<Problem>& problems) {
+    Rules rules{places, problems};
+    rules.require(is_plain_name(config.run.name, true), {"run.name"},
+                  fmt::format("run.name: expected letters, digits, '-', '_' and '.', got '{}'",
+                              config.run.name),
+                  "it becomes a directory below run.dir");
+    check_model(config, rules);
+    check_batch(config, rules);
+    check_stages(config, rules);
+    check_sources(config, rules);
+    check_schedule(config, rules);
+}
+
+RunConfig resolve_for_world(RunConfig config, int world_size) {
+    const std::int64_t world = world_size, tp = config.parallel.tp;
+    std::int64_t& dp = config.parallel.dp;
+    if (world < 1)
+        throw ConfigError(
+            {.what = "number of ranks", .expected = "at least 1", .actual = std::to_string(world)});
+    std::vector<Problem> problems;
+    if (dp == 0 && world % tp != 0) {
+        const std::int64_t near = nearest_multiple(world, tp);
+        problems.push_back(
+            {{},
+             fmt::format("{} ranks cannot be split into groups of parallel.tp = {}", world, tp),
+             fmt::format("start with `mpirun -n {}` or set parallel.tp to a divisor of {}", near,
+                         world)});
+    } else if (dp != 0 && dp * tp != world) {
+        std::string fix = fmt::format("start with `mpirun -n {}`", dp * tp);
+        fix += world % tp == 0
+                   ? fmt::format(" or set parallel.dp={}", world / tp)
+                   : fmt::format(" or choose parallel.dp and parallel.tp with product {}", world);
+        problems.push_back(
+            {{},
+             fmt::format("{} rank{} started, but parallel.dp x parallel.tp = {} x {}", world,
+                         world == 1 ? " was" : "s were", dp, tp),
+             fix});
+    }
+    if (problems.empty()) {
+        dp = world / tp;
+        KeyPlaces none;
+        Rules rules{none, problems};
+        check_batch(config, rules);
+        if (problems.empty() && config.batch.grad_accum == 0)
+            config.batch.grad_accum = config.batch.global_batch / (config.batch.micro_batch * dp);
+    }
+    if (problems.empty()) return config;
+    throw ConfigError({.what = problems.front().what, .hint = problems.front().fix});
+}
+
+RunConfig resolve_for_vocab(RunConfig config, std::int64_t tokenizer_vocab_size) {
+    std::int64_t& vocab = config.model.vocab_size;
+    if (vocab == 0) vocab = tokenizer_vocab_size;
+    if (vocab < tokenizer_vocab_size)
+        throw ConfigError({.what = "model.vocab_size is smaller than the tokenizer",
+                           .where = config.data.tokenizer,
+                           .expected = fmt::format("at least {}", tokenizer_vocab_size),
+                           .actual = std::to_string(vocab),
+                           .hint = "set model.vocab_size=auto"});
+    return config;
+}
+
+}  // namespace stoa

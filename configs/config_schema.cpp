@@ -1,0 +1,174 @@
+#include "configs/config_schema.h"
+
+#include <algorithm>
+
+#include "configs/load_run_config.h"
+
+namespace stoa {
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr KeyRange kAny{};
+constexpr KeyRange at_least(double low) { return {low, kInf}; }
+constexpr KeyRange between(double low, double high) { return {low, high}; }
+constexpr KeyRange above(double low, double high = kInf) { return {low, high, true, false}; }
+
+using T = ConfigTarget;
+using F = ConfigField;
+
+}  // namespace
+
+const std::vector<KeyRow>& key_rows() {
+    using enum KeyRow::Flag;
+    // clang-format off
+    static const std::vector<KeyRow> rows = {
+        {"run.name", "", kAny, plain, "name of the run: letters, digits, '-', '_', '.'", [](T t) -> F { return &t.run->run.name; }},
+        {"run.dir", "", kAny, plain, "where runs are kept; the run writes to <dir>/<name>", [](T t) -> F { return &t.run->run.dir; }},
+        {"run.seed", "", kAny, plain, "seed of initial weights, data order and generated problems", [](T t) -> F { return &t.run->run.seed; }},
+
+        {"model.vocab_size", "", between(0, 1 << 24), automatic, "rows of the embedding; auto: as many as the tokenizer has", [](T t) -> F { return &t.run->model.vocab_size; }},
+        {"model.d_model", "", between(1, 1 << 17), plain, "width of the residual stream", [](T t) -> F { return &t.run->model.d_model; }},
+        {"model.n_layers", "", between(1, 1024), plain, "transformer blocks", [](T t) -> F { return &t.run->model.n_layers; }},
+        {"model.n_heads", "", between(1, 1024), plain, "query heads; a multiple of n_kv_heads and of parallel.tp", [](T t) -> F { return &t.run->model.n_heads; }},
+        {"model.n_kv_heads", "", between(1, 1024), plain, "key and value heads (fewer than n_heads: grouped-query attention)", [](T t) -> F { return &t.run->model.n_kv_heads; }},
+        {"model.head_dim", "", between(2, 1024), plain, "width of one head; even, for the rotary embedding", [](T t) -> F { return &t.run->model.head_dim; }},
+        {"model.d_ff", "", between(1, 1 << 19), plain, "inner width of the SwiGLU block; a multiple of parallel.tp", [](T t) -> F { return &t.run->model.d_ff; }},
+        {"model.tie_embeddings", "", kAny, plain, "use the input embedding as output matrix, too", [](T t) -> F { return &t.run->model.tie_embeddings; }},
+        {"model.rope_theta", "", between(1, 1e12), plain, "base of the rotary angles", [](T t) -> F { return &t.run->model.rope_theta; }},
+        {"model.norm_eps", "", above(0, 1), plain, "epsilon of RMSNorm", [](T t) -> F { return &t.run->model.norm_eps; }},
+        {"model.init_std", "", above(0, 10), plain, "standard deviation of the initial weights", [](T t) -> F { return &t.run->model.init_std; }},
+
+        {"parallel.dp", "", between(0, 1 << 20), automatic, "data-parallel replicas; auto: ranks / tp", [](T t) -> F { return &t.run->parallel.dp; }},
+        {"parallel.tp", "", between(1, 1024), plain, "ranks that share each layer (tensor parallel)", [](T t) -> F { return &t.run->parallel.tp; }},
+        {"parallel.recompute", "", kAny, plain, "full: run each block again in backward instead of keeping its activations", [](T t) -> F { return &t.run->parallel.recompute; }},
+
+        {"precision.compute", "", kAny, plain, "type of weights and activations in forward and backward; fp64 is the slow reference mode", [](T t) -> F { return &t.run->precision.compute; }},
+
+        {"optimizer.lr", "", above(0, 1), plain, "peak learning rate of AdamW", [](T t) -> F { return &t.run->optimizer.lr; }},
+        {"optimizer.betas", "", {0, 1, false, true}, plain, "decay of the first and second moment", [](T t) -> F { return BetasField{&t.run->optimizer.beta1, &t.run->optimizer.beta2}; }},
+        {"optimizer.eps", "", above(0, 1), plain, "epsilon of AdamW", [](T t) -> F { return &t.run->optimizer.eps; }},
+        {"optimizer.weight_decay", "", between(0, 10), plain, "decoupled weight decay of the matrices", [](T t) -> F { return &t.run->optimizer.weight_decay; }},
+        {"optimizer.max_norm", "", between(0, 1e9), plain, "clip the global gradient norm to this; 0: off", [](T t) -> F { return &t.run->optimizer.max_norm; }},
+        {"optimizer.max_skips", "steps", between(1, 1e9), plain, "non-finite steps in a row after which the run stops (exit code 7)", [](T t) -> F { return &t.run->optimizer.max_skips; }},
+
+        {"schedule.kind", "", kAny, plain, "wsd: warm up, stay, decay; the others decay all the way or never", [](T t) -> F { return &t.run->schedule.kind; }},
+        {"schedule.warmup", "", at_least(0), plain, "linear warm-up: part of all tokens (1%) or tokens (2M tokens)", [](T t) -> F { return WarmupField{&t.run->schedule.warmup, &t.run->schedule.warmup_tokens}; }},
+        {"schedule.decay", "", between(0, 1), plain, "wsd: part of all tokens in the final linear decay", [](T t) -> F { return FractionField{&t.run->schedule.decay}; }},
+        {"schedule.final_lr", "", between(0, 1), plain, "learning rate at the end, as part of the peak", [](T t) -> F { return FractionField{&t.run->schedule.final_lr}; }},
+
+        {"batch.global_batch", "sequences", between(1, 1 << 24), plain, "sequences per optimizer step over all ranks", [](T t) -> F { return &t.run->batch.global_batch; }},
+        {"batch.micro_batch", "sequences", between(1, 1 << 20), plain, "sequences of one forward and backward on one replica", [](T t) -> F { return &t.run->batch.micro_batch; }},
+        {"batch.grad_accum", "", between(0, 1 << 24), automatic, "micro-batches per step; auto: global_batch / (micro_batch x dp)", [](T t) -> F { return &t.run->batch.grad_accum; }},
+
+        {"stages[].name", "", kAny, required, "name of the curriculum stage", [](T t) -> F { return &t.stage->name; }},
+        {"stages[].tokens", "tokens", between(1, 1e15), required, "token budget; the last step may go past it", [](T t) -> F { return &t.stage->tokens; }},
+        {"stages[].seq_len", "tokens", between(8, 1 << 20), plain, "length of each sequence", [](T t) -> F { return &t.stage->seq_len; }},
+        {"stages[].mix", "", above(0, 1), required, "share of each source; the shares sum to 1", [](T t) -> F { return &t.stage->mix; }},
+        {"stages[].lr_scale", "", above(0, 100), plain, "multiplies the schedule within the stage", [](T t) -> F { return &t.stage->lr_scale; }},
+        {"stages[].lr_warmup", "tokens", between(0, 1e15), plain, "warm the learning rate up again over the first tokens of the stage", [](T t) -> F { return &t.stage->lr_warmup_tokens; }},
+
+        {"data.tokenizer", "", kAny, required, "path of tokenizer.json", [](T t) -> F { return &t.run->data.tokenizer; }},
+        {"data.sources.<name>.kind", "", kAny, required, "shards: files of `stoa data build`; reasoning: generated problems", [](T t) -> F { return &t.source->kind; }},
+        {"data.sources.<name>.path", "", kAny, plain, "shards: the directory with train-*.h5 and holdout-*.h5", [](T t) -> F { return &t.source->path; }},
+        {"data.sources.<name>.families", "", kAny, plain, "reasoning: families of problems (`stoa reason gen --help`)", [](T t) -> F { return &t.source->families; }},
+        {"data.sources.<name>.difficulty", "", between(1, 10), plain, "reasoning: 1 is easiest", [](T t) -> F { return &t.source->difficulty; }},
+        {"data.sources.<name>.loss_on", "", kAny, plain, "reasoning: learn the whole text, or only steps and answer", [](T t) -> F { return &t.source->loss_on; }},
+
+        {"checkpoint.every", "steps", between(0, 1e12), plain, "200 steps or 30min; 0: only at the end and when stopped", [](T t) -> F { return IntervalField{&t.run->checkpoint.every_steps, &t.run->checkpoint.every_seconds}; }},
+        {"checkpoint.keep", "", between(1, 1e6), plain, "newest checkpoints that are kept", [](T t) -> F { return &t.run->checkpoint.keep; }},
+
+        {"eval.every", "steps", between(0, 1e12), plain, "steps between evaluations; 0: only at stage ends", [](T t) -> F { return &t.run->eval.every_steps; }},
+        {"eval.sequences", "sequences", between(0, 1e6), plain, "held-out sequences of each shards source", [](T t) -> F { return &t.run->eval.sequences; }},
+        {"eval.problems", "problems", between(0, 1e6), plain, "held-out problems of each reasoning family", [](T t) -> F { return &t.run->eval.problems; }},
+        {"eval.max_new_tokens", "tokens", between(1, 1 << 20), plain, "longest answer to a held-out problem", [](T t) -> F { return &t.run->eval.max_new_tokens; }},
+
+        {"log.every", "steps", between(1, 1e12), plain, "steps between log lines", [](T t) -> F { return &t.run->log.every_steps; }},
+    };
+    // clang-format on
+    return rows;
+}
+
+const KeyRow* find_key_row(const std::string& key) {
+    for (const KeyRow& row : key_rows())
+        if (key == row.key) return &row;
+    return nullptr;
+}
+
+const std::map<std::string, std::string>& key_aliases() {
+    static const std::map<std::string, std::string> aliases = {
+        {"accumulate_grad_batches", "batch.grad_accum"},
+        {"adam_beta1", "optimizer.betas"},
+        {"adam_beta2", "optimizer.betas"},
+        {"adam_eps", "optimizer.eps"},
+        {"batch_size", "batch.global_batch"},
+        {"clip", "optimizer.max_norm"},
+        {"clip_grad", "optimizer.max_norm"},
+        {"context_length", "stages[].seq_len"},
+        {"data_parallel", "parallel.dp"},
+        {"dtype", "precision.compute"},
+        {"embed_dim", "model.d_model"},
+        {"epochs", "stages[].tokens"},
+        {"eval_interval", "eval.every"},
+        {"ffn_hidden_size", "model.d_ff"},
+        {"grad_clip", "optimizer.max_norm"},
+        {"gradient_accumulation", "batch.grad_accum"},
+        {"gradient_accumulation_steps", "batch.grad_accum"},
+        {"gradient_checkpointing", "parallel.recompute"},
+        {"hidden_dim", "model.d_model"},
+        {"hidden_size", "model.d_model"},
+        {"initializer_range", "model.init_std"},
+        {"intermediate_size", "model.d_ff"},
+        {"learning_rate", "optimizer.lr"},
+        {"log_interval", "log.every"},
+        {"lr_scheduler", "schedule.kind"},
+        {"lr_scheduler_type", "schedule.kind"},
+        {"max_grad_norm", "optimizer.max_norm"},
+        {"max_seq_len", "stages[].seq_len"},
+        {"max_steps", "stages[].tokens"},
+        {"micro_batch_size", "batch.micro_batch"},
+        {"min_lr", "schedule.final_lr"},
+        {"mixed_precision", "precision.compute"},
+        {"mixture", "stages[].mix"},
+        {"multiple_of", "model.d_ff"},
+        {"n_embd", "model.d_model"},
+        {"n_head", "model.n_heads"},
+        {"n_layer", "model.n_layers"},
+        {"num_attention_heads", "model.n_heads"},
+        {"num_epochs", "stages[].tokens"},
+        {"num_heads", "model.n_heads"},
+        {"num_hidden_layers", "model.n_layers"},
+        {"num_key_value_heads", "model.n_kv_heads"},
+        {"num_kv_heads", "model.n_kv_heads"},
+        {"num_layers", "model.n_layers"},
+        {"output_dir", "run.dir"},
+        {"per_device_batch_size", "batch.micro_batch"},
+        {"per_device_train_batch_size", "batch.micro_batch"},
+        {"rms_norm_eps", "model.norm_eps"},
+        {"save_every", "checkpoint.every"},
+        {"save_interval", "checkpoint.every"},
+        {"save_steps", "checkpoint.every"},
+        {"save_total_limit", "checkpoint.keep"},
+        {"scheduler", "schedule.kind"},
+        {"seq_length", "stages[].seq_len"},
+        {"sequence_length", "stages[].seq_len"},
+        {"steps", "stages[].tokens"},
+        {"tensor_parallel", "parallel.tp"},
+        {"tie_word_embeddings", "model.tie_embeddings"},
+        {"warmup_ratio", "schedule.warmup"},
+        {"warmup_steps", "schedule.warmup"},
+        {"wd", "optimizer.weight_decay"},
+    };
+    return aliases;
+}
+
+bool is_plain_name(const std::string& name, bool dots) {
+    constexpr std::size_t kMaxName = 128;
+    if (name.empty() || name.size() > kMaxName || name.front() == '.' || name.front() == '-')
+        return false;
+    return std::all_of(name.begin(), name.end(), [dots](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+               c == '_' || c == '-' || (dots && c == '.');
+    });
+}
+
+}  // namespace stoa

@@ -1,0 +1,76 @@
+#pragma once
+// The schema: one row per key with its field, unit, range and help. Reading, printing, checking,
+// `stoa check --schema` and docs/config.md all follow from this table.
+#include <limits>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "configs/config_tree.h"
+#include "configs/run_config.h"
+
+namespace stoa {
+
+/// What a key is relative to: stages[].* rows use `stage`, data.sources.<name>.* rows use `source`.
+struct ConfigTarget {
+    RunConfig* run = nullptr;
+    StageConfig* stage = nullptr;
+    SourceConfig* source = nullptr;
+};
+
+// Fields that one key spreads over two variables.
+struct BetasField {
+    double *beta1, *beta2;
+};
+struct WarmupField {
+    double* fraction;
+    std::int64_t* tokens;  // -1 = use the fraction
+};
+struct IntervalField {
+    std::int64_t* steps;
+    double* seconds;
+};
+struct FractionField {
+    double* value;
+};
+using ConfigField = std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*,
+                                 FractionField, BetasField, WarmupField, IntervalField,
+                                 std::vector<std::string>*, std::map<std::string, double>*,
+                                 Recompute*, ComputeDType*, ScheduleKind*, SourceKind*, LossOn*>;
+
+struct KeyRange {
+    double low = -std::numeric_limits<double>::infinity();
+    double high = std::numeric_limits<double>::infinity();
+    bool open_low = false, open_high = false;
+};
+
+struct KeyRow {
+    const char* key;   // "stages[].tokens"
+    const char* unit;  // the word that may follow the number; "" for none
+    KeyRange range;
+    enum Flag { plain, automatic, required } flag;  // automatic: the word auto means 0
+    const char* help;
+    ConfigField (*field)(ConfigTarget);
+};
+const std::vector<KeyRow>& key_rows();
+/// The row of a schema path, or nullptr.
+const KeyRow* find_key_row(const std::string& key);
+
+/// Names of other programs (and older names) for our keys: "learning_rate" -> "optimizer.lr".
+const std::map<std::string, std::string>& key_aliases();
+
+/// Reads a value into its field. Appends to `problems` and returns false when it is not good.
+bool read_field(const KeyRow& row, const std::string& path, const ConfigNode& node,
+                ConfigTarget target, std::vector<Problem>& problems);
+/// The value as YAML on one line, which reads back to the same value.
+std::string print_field(const KeyRow& row, ConfigTarget target);
+
+std::string type_text(const KeyRow& row);
+std::string range_text(const KeyRow& row);
+std::string default_text(const KeyRow& row);
+
+/// A name that can be a key and a file name: letters, digits, '-', '_' and, inside, '.' if `dots`.
+bool is_plain_name(const std::string& name, bool dots);
+
+}  // namespace stoa

@@ -1,0 +1,272 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <sstream>
+
+#include "configs/load_run_config.h"
+#include "launcher/cli.h"
+#include "launcher/commands.h"
+
+extern char** environ;
+
+namespace po = boost::program_options;
+
+namespace stoa {
+namespace {
+
+struct LaunchPlan {
+    std::vector<std::string> command;      // mpirun ...
+    std::vector<std::string> environment;  // NAME=value
+};
+
+std::string this_program() {
+    char path[4096];
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0)
+        throw DeviceError(
+            {.what = "cannot find the path of this program", .hint = "is /proc mounted?"});
+    return std::string(path, static_cast<std::size_t>(n));
+}
+
+/// The environment without what an outer mpirun left (its ranks would be taken for ours).
+std::vector<std::string> clean_environment() {
+    std::vector<std::string> out;
+    for (char** e = environ; *e; ++e) {
+        const std::string entry = *e;
+        // OMPI_MCA_* are the user's settings, not the state of a job.
+        const bool setting = entry.starts_with("OMPI_MCA_");
+        const bool job_state =
+            entry.starts_with("OMPI_") || entry.starts_with("PMIX_") || entry.starts_with("PMI_");
+        const bool inherited = entry.starts_with("OMPI_MCA_orte_") ||
+                               entry.starts_with("OMPI_MCA_ess") ||
+                               entry.starts_with("OMPI_MCA_pmix");
+        if ((job_state && !setting) || inherited) continue;
+        out.push_back(entry);
+    }
+    if (geteuid() == 0) {  // containers; mpirun refuses to run as root without both
+        out.emplace_back("OMPI_ALLOW_RUN_AS_ROOT=1");
+        out.emplace_back("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");
+    }
+    return out;
+}
+
+std::vector<std::string> split_words(const std::string& text) {
+    std::istringstream in(text);
+    std::vector<std::string> words;
+    for (std::string w; in >> w;)
+        words.push_back(w);
+    return words;
+}
+
+std::vector<char*> c_strings(std::vector<std::string>& strings) {
+    std::vector<char*> out;
+    for (std::string& s : strings)
+        out.push_back(s.data());
+    out.push_back(nullptr);
+    return out;
+}
+
+/// What the handlers tell the waiting loop. Signal handlers can reach nothing but globals.
+volatile sig_atomic_t g_stop_signals = 0;  // how often we were asked to stop
+volatile sig_atomic_t g_interrupted = 0;   // by Ctrl-C
+volatile sig_atomic_t g_urgent = 0;        // INT or TERM for the second time
+
+void on_stop_signal(int signal) {
+    const bool urgent = signal == SIGINT || signal == SIGTERM;
+    if (urgent && g_stop_signals > 0) g_urgent = 1;
+    if (signal == SIGINT) g_interrupted = 1;
+    g_stop_signals = g_stop_signals + 1;
+}
+
+/// Blocks the stop signals while it lives and hands them out in wait(), so that none is lost
+/// between a look at the counters and the next sleep.
+class StopSignals {
+public:
+    StopSignals() {
+        g_stop_signals = g_interrupted = g_urgent = 0;
+        sigemptyset(&blocked_);
+        struct sigaction action = {};
+        action.sa_handler = on_stop_signal;
+        for (std::size_t i = 0; i < std::size(kSignals); ++i) {
+            sigaddset(&blocked_, kSignals[i]);
+            sigaction(kSignals[i], &action, &old_[i]);
+        }
+        action.sa_handler = [](int) {};
+        sigaddset(&blocked_, SIGCHLD);
+        sigaction(SIGCHLD, &action, &old_child_);
+        sigprocmask(SIG_BLOCK, &blocked_, &mask_);
+    }
+    ~StopSignals() {
+        for (std::size_t i = 0; i < std::size(kSignals); ++i)
+            sigaction(kSignals[i], &old_[i], nullptr);
+        sigaction(SIGCHLD, &old_child_, nullptr);
+        sigprocmask(SIG_SETMASK, &mask_, nullptr);
+    }
+    StopSignals(const StopSignals&) = delete;
+    StopSignals& operator=(const StopSignals&) = delete;
+    /// Sleeps until a signal came.
+    void wait() const { sigsuspend(&mask_); }
+    /// For the child, before exec: the signals as they were.
+    void restore_in_child() const {
+        for (const int s : kSignals)
+            std::signal(s, SIG_DFL);
+        std::signal(SIGCHLD, SIG_DFL);
+        sigprocmask(SIG_SETMASK, &mask_, nullptr);
+    }
+
+private:
+    static constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+    sigset_t blocked_{}, mask_{};
+    struct sigaction old_[std::size(kSignals)] = {}, old_child_ = {};
+};
+
+/// In the child: a process group of its own (Ctrl-C reaches only the launcher, which asks for a
+/// save), an empty stdin, and SIGTERM should the launcher be killed.
+[[noreturn]] void become_mpirun(LaunchPlan& plan, pid_t launcher, int error_pipe,
+                                const StopSignals& signals) {
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != launcher) _exit(static_cast<int>(ExitCode::preempted));
+    const int null = open("/dev/null", O_RDONLY);
+    if (null >= 0) dup2(null, STDIN_FILENO);
+    signals.restore_in_child();
+    auto args = c_strings(plan.command), env = c_strings(plan.environment);
+    execvpe(args[0], args.data(), env.data());
+    const int failure = errno;
+    (void)!write(error_pipe, &failure, sizeof failure);
+    _exit(127);
+}
+
+int wait_for_mpirun(pid_t child, const StopSignals& signals) {
+    int forwarded = 0, status = 0;
+    for (;;) {
+        const pid_t done = waitpid(child, &status, WNOHANG);
+        if (done == child) break;
+        if (done < 0 && errno != EINTR)
+            throw DeviceError({.what = std::string("lost mpirun: ") + std::strerror(errno)});
+        if (g_urgent) {
+            kill(-child, SIGKILL);  // its ranks see the connection go and end, too
+            fmt::print(stderr, "stoa: stopped at once, nothing was saved\n");
+            g_urgent = 0;
+        } else if (forwarded < 1 && g_stop_signals > 0) {
+            // mpirun passes SIGUSR2 to every rank and stays; SIGINT and SIGTERM would make it kill
+            // them.
+            kill(child, SIGUSR2);
+            forwarded = 1;
+            fmt::print(stderr,
+                       "stoa: stopping after this step and saving; Ctrl-C again stops at once\n");
+        }
+        signals.wait();
+    }
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    const bool saved = code == static_cast<int>(ExitCode::preempted);
+    const bool killed = WIFSIGNALED(status) && g_interrupted;
+    return (saved || killed) && g_interrupted ? static_cast<int>(ExitCode::interrupted) : code;
+}
+
+int run_mpirun(LaunchPlan& plan) {
+    int error_pipe[2];
+    if (pipe2(error_pipe, O_CLOEXEC) != 0)
+        throw DeviceError({.what = std::string("cannot make a pipe: ") + std::strerror(errno)});
+    const StopSignals signals;
+    const pid_t launcher = getpid();
+    std::fflush(nullptr);
+    const pid_t child = fork();
+    if (child == 0) become_mpirun(plan, launcher, error_pipe[1], signals);
+    close(error_pipe[1]);
+    if (child < 0) {
+        close(error_pipe[0]);
+        throw DeviceError({.what = std::string("cannot start a process: ") + std::strerror(errno)});
+    }
+    int failure = 0;  // stays 0 when exec closed the pipe
+    ssize_t n = 0;
+    do
+        n = read(error_pipe[0], &failure, sizeof failure);
+    while (n < 0 && errno == EINTR);
+    close(error_pipe[0]);
+    if (failure != 0) {
+        waitpid(child, nullptr, 0);
+        throw DeviceError(
+            {.what = "cannot start mpirun",
+             .actual = std::strerror(failure),
+             .hint = "install Open MPI (Debian: apt install openmpi-bin), or train in one process "
+                     "with `stoa train`"});
+    }
+    return wait_for_mpirun(child, signals);
+}
+
+LaunchPlan plan_launch(int ranks, const std::vector<std::string>& extra,
+                       const std::vector<std::string>& words) {
+    LaunchPlan plan;
+    // Ranks share cores freely (--bind-to none), and may be more than the cores of a laptop.
+    plan.command = {"mpirun", "-n", std::to_string(ranks), "--bind-to", "none", "--oversubscribe"};
+    plan.command.insert(plan.command.end(), extra.begin(), extra.end());
+    plan.command.push_back(this_program());
+    plan.command.emplace_back("train");
+    plan.command.insert(plan.command.end(), words.begin(), words.end());
+    plan.environment = clean_environment();
+    return plan;
+}
+
+std::string shell_line(const std::vector<std::string>& words) {
+    std::string out;
+    for (const std::string& w : words) {
+        const bool plain =
+            !w.empty() && w.find_first_of(" \t\n'\"\\$`*?[]{}()<>|&;#~!") == std::string::npos;
+        std::string q = w;
+        for (std::size_t i = 0; !plain && (i = q.find('\'', i)) != std::string::npos; i += 4)
+            q.replace(i, 1, "'\\''");
+        out += (out.empty() ? "" : " ") + (plain ? w : "'" + q + "'");
+    }
+    return out;
+}
+
+}  // namespace
+
+int command_launch(const Args& args) {
+    CommandLine line;
+    line.usage = "stoa launch --ranks N [--tp T] CONFIG [key=value ...]";
+    line.examples =
+        "  stoa launch --ranks 2 configs/tiny.yaml\n"
+        "  stoa launch --ranks 4 --tp 2 configs/tiny.yaml run.name=mesh\n"
+        "  stoa launch --ranks 4 configs/tiny.yaml --dry-run\n";
+    line.about =
+        "Starts `stoa train CONFIG` on N ranks of this machine through mpirun. Ctrl-C, SIGTERM, "
+        "SIGUSR1 and\n"
+        "SIGUSR2 ask the ranks to save and leave; a second Ctrl-C or SIGTERM stops at once. The "
+        "exit code is\n"
+        "that of the ranks.";
+    line.options.add_options()("config", po::value<std::vector<std::string>>()->required(), "")(
+        "ranks", po::value<int>()->required(), "number of ranks")(
+        "tp", po::value<int>(), "same as parallel.tp=T")("dry-run", po::bool_switch(),
+                                                         "print the command instead of running it")(
+        "mpirun-args", po::value<std::string>()->default_value(""),
+        "further arguments of mpirun, in one word");
+    line.positional.add("config", -1);
+    const auto values = parse_command_line(line, args);
+    if (!values) return 0;
+    const int ranks = (*values)["ranks"].as<int>();
+    if (ranks < 1)
+        throw ConfigError(
+            {.what = "--ranks", .expected = "at least 1", .actual = std::to_string(ranks)});
+    auto words = (*values)["config"].as<std::vector<std::string>>();
+    if (values->contains("tp"))
+        words.push_back(fmt::format("parallel.tp={}", (*values)["tp"].as<int>()));
+    // One report here instead of one per rank.
+    resolve_for_world(load_run_config(words[0], {words.begin() + 1, words.end()}).config, ranks);
+    LaunchPlan plan =
+        plan_launch(ranks, split_words((*values)["mpirun-args"].as<std::string>()), words);
+    if ((*values)["dry-run"].as<bool>()) {
+        fmt::print("{}\n", shell_line(plan.command));
+        return 0;
+    }
+    return run_mpirun(plan);
+}
+
+}  // namespace stoa
