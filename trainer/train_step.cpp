@@ -18,15 +18,17 @@ std::int64_t count_valid(const std::vector<MicroBatch>& micro_batches) {
     return n;
 }
 
-// One message for the two flags that every rank must agree on.
-struct Flags {
-    bool skip, stop;
+// One message for all that every rank must decide alike.
+struct Decisions {
+    bool skip;
+    StopRequest stop;
+    bool save_due;
 };
-Flags agree_flags(Flags mine, const Communicator& world) {
-    std::int32_t flags[2] = {mine.skip, mine.stop};
-    all_reduce({reinterpret_cast<std::byte*>(flags), DType::int32, {2}, {}}, ReduceOp::max, world,
-               {});
-    return {flags[0] != 0, flags[1] != 0};
+Decisions agree_decisions(Decisions mine, const Communicator& world) {
+    std::int32_t flags[3] = {mine.skip, static_cast<std::int32_t>(mine.stop), mine.save_due};
+    const TensorView view{reinterpret_cast<std::byte*>(flags), DType::int32, {3}, {}};
+    all_reduce(view, ReduceOp::max, world, {});
+    return {flags[0] != 0, static_cast<StopRequest>(flags[1]), flags[2] != 0};
 }
 
 }  // namespace
@@ -51,9 +53,9 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     all_reduce(model.grad_flat, ReduceOp::sum, mesh.dp, exec.stream);  // dp: all gradients
     loss_sum = all_reduce_scalar(loss_sum, ReduceOp::sum, mesh.dp);
     const double norm = std::sqrt(grad_sum_of_squares(model, mesh.tp, exec));
-    const auto [skip, stop] = agree_flags(
-        {.skip = !std::isfinite(norm) || !std::isfinite(loss_sum), .stop = in.stop_requested},
-        mesh.world);
+    const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
+    const auto [skip, stop, save_due] =
+        agree_decisions({.skip = !finite, .stop = in.stop, .save_due = in.save_due}, mesh.world);
     if (!skip)
         adamw_step(model, s.config.optimizer, in.lr,
                    clip_coefficient(norm, s.config.optimizer.max_norm), ++s.optimizer_step, exec);
@@ -62,7 +64,8 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
             .grad_norm = norm,
             .valid_tokens = tokens,
             .skipped = skip,
-            .stop = stop};
+            .stop = stop,
+            .save_due = save_due};
 }
 
 }  // namespace stoa

@@ -48,11 +48,15 @@ double attention_scale(const LocalDims& d) {
 
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out) {
-    const LocalDims& d = c.dims;
-    const std::int64_t hd = d.head_dim;
-    const TensorView partial = c.acts.scratch.partial;  // (rows, d_model)
-    const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
+    block_qkv(c, w, s, x_in);
+    block_attend(c, w, s, by_batch(s.k, c.acts, c.dims.head_dim),
+                 by_batch(s.v, c.acts, c.dims.head_dim), x_in, x_out);
+}
 
+void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+               ConstTensorView x_in) {
+    const std::int64_t hd = c.dims.head_dim;
+    const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
     rms_norm_forward(
         {.y = s.h1, .rstd = s.rstd1, .x = x_in, .weight = w.input_norm, .eps = c.norm_eps}, c.exec);
     linear(s.q_pre, s.h1, w.q, c.exec);  // (rows, q_cols): this rank's heads
@@ -72,14 +76,20 @@ void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSave
                      c.exec);
     rope({.x = by_head(s.q, hd), .cos = cos, .sin = sin, .positions = c.acts.positions}, c.exec);
     rope({.x = by_head(s.k, hd), .cos = cos, .sin = sin, .positions = c.acts.positions}, c.exec);
+}
+
+void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                  ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out) {
+    const std::int64_t hd = c.dims.head_dim;
+    const TensorView partial = c.acts.scratch.partial;  // (rows, d_model)
     attention_forward({.out = by_batch(s.attn, c.acts, hd),
                        .lse = s.lse,
                        .q = by_batch(s.q, c.acts, hd),
-                       .k = by_batch(s.k, c.acts, hd),
-                       .v = by_batch(s.v, c.acts, hd),
+                       .k = k,
+                       .v = v,
                        .key_begin = c.acts.key_begin,
                        .key_end = c.acts.key_end,
-                       .scale = attention_scale(d)},
+                       .scale = attention_scale(c.dims)},
                       c.exec);
     linear(partial, s.attn, w.out, c.exec);  // (rows, d_model): a sum over this rank's heads
     all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: attention output

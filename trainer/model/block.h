@@ -24,6 +24,14 @@ struct BlockContext {
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out);
 
+// Its two halves, between which decoding puts the keys and values into its cache.
+/// Fills s.q, s.k, s.v (and what their backward needs) from x_in.     comm: none
+void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+               ConstTensorView x_in);
+/// The rest, attending to k, v (micro_batch, k_len, n_kv_heads, head_dim).
+void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                  ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out);
+
 /// d_x holds the gradient of x_out on entry and of x_in on return; weight gradients are added to g.
 /// comm: 2 x all_reduce(tp, (rows, d_model))
 void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,

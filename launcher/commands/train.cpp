@@ -1,0 +1,77 @@
+#include <fmt/format.h>
+
+#include "kernels/core/log.h"
+#include "launcher/cli.h"
+#include "launcher/commands.h"
+#include "launcher/worker.h"
+
+namespace stoa {
+namespace {
+
+namespace po = boost::program_options;
+
+CommandLine train_line() {
+    CommandLine line{
+        .usage = "stoa train CFG [key=value ...] [--fresh]",
+        .examples =
+            "stoa train configs/tiny.yaml\n"
+            "mpirun -n 2 stoa train configs/tiny.yaml parallel.tp=2\n"
+            "srun --mpi=pmix stoa train configs/125m.yaml run.name=first\n"
+            "stoa train configs/tiny.yaml optimizer.lr=1e-3 'stages.0.tokens=2M tokens'",
+        .about =
+            "Trains the run that CFG describes, alone or as one rank under mpirun or srun. "
+            "Continues from the "
+            "newest good checkpoint in the run directory. SIGTERM, SIGUSR1 and SIGUSR2 save and "
+            "leave with 75, "
+            "Ctrl-C saves and leaves with 130; the same command then goes on."};
+    line.options.add_options()("config", po::value<std::string>(), "the YAML file")(
+        "set", po::value<std::vector<std::string>>()->multitoken(),
+        "overrides, dotted key=value (may be given without --set)")(
+        "fresh", po::bool_switch(), "refuse to start where checkpoints exist")(
+        "print-memory-plan", po::bool_switch(), "print every tensor of the arena");
+    line.positional.add("config", 1).add("set", -1);
+    return line;
+}
+
+std::string typed_command(const Args& args, const MpiSession& session) {
+    std::string text =
+        session.size() > 1 ? fmt::format("mpirun -n {} stoa train", session.size()) : "stoa train";
+    for (const std::string& a : args)
+        text += a.find(' ') == std::string::npos ? " " + a : " '" + a + "'";
+    return text;
+}
+
+}  // namespace
+
+int command_train(const Args& args) {
+    const auto options = parse_command_line(train_line(), args);
+    if (!options) return 0;
+    if (options->count("config") == 0)
+        throw ConfigError(
+            {.what = "no configuration file given", .hint = "stoa train configs/tiny.yaml"});
+    int argc = 0;
+    char** argv = nullptr;
+    MpiSession session(argc, argv);
+    WorkerOptions worker{.config_path = (*options)["config"].as<std::string>(),
+                         .fresh = (*options)["fresh"].as<bool>(),
+                         .print_memory_plan = (*options)["print-memory-plan"].as<bool>(),
+                         .resume_command = typed_command(args, session)};
+    if (options->count("set") > 0)
+        worker.overrides = (*options)["set"].as<std::vector<std::string>>();
+    ExitCode code = ExitCode::internal;
+    try {
+        code = run_worker(worker, session);
+    } catch (const Error& e) {
+        // Agreed: every rank is here with the same error. Rank 0 tells it once; each rank logs it.
+        log_error("{}", e.what());
+        code = e.code();
+    } catch (const std::exception& e) {
+        // Not agreed: a bug of ours, and peers may be waiting.
+        fmt::print(stderr, "error: rank {} on {}: {}\n", session.rank(), host_name(), e.what());
+        MpiSession::abort(static_cast<int>(ExitCode::internal));
+    }
+    session.close();
+    return static_cast<int>(code);
+}
+
+}  // namespace stoa

@@ -1,0 +1,141 @@
+#include "launcher/worker.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+
+#include "configs/load_run_config.h"
+#include "kernels/core/log.h"
+#include "parallel/agree.h"
+#include "parallel/collectives.h"
+#include "parallel/mesh.h"
+#include "trainer/metrics.h"
+#include "trainer/report.h"
+#include "trainer/stop_signal.h"
+#include "trainer/train_loop.h"
+
+namespace stoa {
+namespace {
+
+namespace fs = std::filesystem;
+
+void write_file(const std::string& path, const std::string& text) {
+    std::ofstream out(path, std::ios::trunc | std::ios::binary);
+    out << text;
+    out.flush();
+    if (!out)
+        throw DataError(
+            {.what = "cannot write to the run directory",
+             .where = path,
+             .actual = std::strerror(errno),
+             .hint = "make it writable, free space, or choose another with run.dir=PATH"});
+}
+
+void make_run_directory(const RunConfig& config, const LoadedConfig& loaded) {
+    std::error_code failed;
+    fs::create_directories(config.run_dir() + "/logs", failed);
+    if (failed)
+        throw DataError({.what = "cannot create the run directory",
+                         .where = config.run_dir(),
+                         .actual = failed.message(),
+                         .hint = "make it writable or choose another with run.dir=PATH"});
+    write_file(config.run_dir() + "/config.yaml", loaded.source_text);
+    write_file(config.run_dir() + "/resolved.yaml", loaded.resolved_yaml);
+}
+
+// Every rank reads the file itself; different contents would train different models.
+void require_same_config(const LoadedConfig& loaded, const Communicator& world) {
+    const auto hash =
+        static_cast<std::int64_t>(std::hash<std::string>{}(loaded.resolved_yaml) >> 1);
+    const std::int64_t low = all_reduce_scalar(hash, ReduceOp::min, world);
+    const std::int64_t high = all_reduce_scalar(hash, ReduceOp::max, world);
+    if (low != high)
+        throw ConfigError({.what = "the ranks read different configurations",
+                           .expected = "the same file and overrides on every rank",
+                           .hint = "put the file on shared storage, or copy it to every node"});
+}
+
+void announce(const TrainRun& run, const MemoryPlan& plan) {
+    const RunConfig& c = run.state.config;
+    log_info(
+        "run {}  seed {}  dp={} tp={}  {}  {} parameters, {} steps, {} tokens, plan {:.1f} MiB a "
+        "rank",
+        c.run_dir(), c.run.seed, run.mesh.dp_size(), run.mesh.tp_size(),
+        dtype_name(run.state.dims.compute), human_count(static_cast<double>(count_parameters(c))),
+        total_steps(c), human_count(static_cast<double>(total_tokens(c))),
+        static_cast<double>(plan.total_bytes()) / (1 << 20));
+}
+
+}  // namespace
+
+ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
+    set_log_rank(session.rank());
+    // Before the mesh exists its shape must be known: the first agreement is over all ranks.
+    Mesh everyone = make_mesh(session.size(), 1);
+    LoadedConfig loaded;
+    RunConfig config;
+    agree(everyone.world, "load config", [&] {
+        loaded = load_run_config(options.config_path, options.overrides);
+        config = resolve_for_world(loaded.config, session.size());
+    });
+    require_same_config(loaded, everyone.world);
+    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp);
+
+    agree(mesh.world, "make run directory", [&] {
+        if (mesh.world.rank() == 0) make_run_directory(config, loaded);
+    });
+    agree(mesh.world, "open log", [&] { open_log(config.run_dir() + "/logs", mesh.world.rank()); });
+
+    std::unique_ptr<Tokenizer> tokenizer;
+    agree(mesh.world, "load tokenizer", [&] {
+        tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(config.data.tokenizer));
+        config = resolve_for_vocab(config, tokenizer->vocab_size());
+    });
+    std::unique_ptr<TokenLoader> loader;
+    agree(mesh.world, "open data",
+          [&] { loader = std::make_unique<TokenLoader>(config, *tokenizer); });
+
+    const Exec exec{};
+    const MemoryPlan plan = plan_memory(config, mesh.tp_rank(), mesh.tp_size());
+    if (options.print_memory_plan && mesh.world.rank() == 0) fmt::print("{}", describe_plan(plan));
+    TrainState state;
+    agree(mesh.world, "allocate memory",
+          [&] { state = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec); });
+    TrainRun run{.tokenizer = *tokenizer,
+                 .loader = *loader,
+                 .mesh = mesh,
+                 .exec = exec,
+                 .state = std::move(state),
+                 .curriculum = initial_curriculum(config),
+                 .resolved_config = loaded.resolved_yaml,
+                 .resume_command = options.resume_command};
+    announce(run, plan);
+    install_stop_handlers();
+    agree(mesh.world, "check for a fresh start", [&] {
+        if (options.fresh && !list_checkpoints(config.run_dir()).empty())
+            throw ConfigError({.what = "--fresh, but the run has checkpoints",
+                               .where = config.run_dir(),
+                               .hint = "choose another run.name, or leave out --fresh to resume"});
+    });
+    resume_run(run);
+    if (run_finished(run.curriculum, config) && run.curriculum.step > 0) {
+        log_info(
+            "the run is finished: {} steps are done. To train on, add another stage "
+            "stage.",
+            run.curriculum.step);
+        close_mesh(mesh);
+        close_mesh(everyone);
+        return ExitCode::ok;
+    }
+    const ExitCode code = train_loop(run);
+    close_mesh(mesh);
+    close_mesh(everyone);
+    return code;
+}
+
+}  // namespace stoa

@@ -1,0 +1,24 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels/core/error.h"
+#include "parallel/mpi_session.h"
+
+namespace stoa {
+
+struct WorkerOptions {
+    std::string config_path;
+    std::vector<std::string> overrides;
+    bool fresh = false;  // refuse to resume
+    bool print_memory_plan = false;
+    std::string resume_command;  // what the user typed
+};
+
+/// One rank of a training run, from configuration to exit code:
+/// load_run_config -> make_mesh -> plan_memory -> make_train_state -> load_checkpoint ->
+/// train_loop. comm: agree(world) around every phase that can fail locally errors: on all ranks
+/// alike
+ExitCode run_worker(const WorkerOptions& options, const MpiSession& session);
+
+}  // namespace stoa

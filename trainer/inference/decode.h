@@ -1,0 +1,28 @@
+#pragma once
+// Greedy decoding with a key/value cache, through the same block code as training.
+#include <cstdint>
+#include <vector>
+
+#include "data/tokenizer/tokenizer.h"
+#include "kernels/core/exec.h"
+#include "parallel/communicator.h"
+#include "trainer/model/transformer.h"
+
+namespace stoa {
+
+/// Keys and values of every layer: (batch, capacity, n_kv_heads, head_dim) of this tp rank's heads.
+struct KvCache {
+    std::vector<Tensor> k, v;
+    std::int64_t batch = 0, capacity = 0;
+};
+
+/// Continues every prompt greedily (ties go to the smaller id) until `stop` or `max_new_tokens`;
+/// the stop token is not part of the result. All ranks of `tp` pass the same prompts. comm: per
+/// token as model_forward, then all_reduce(tp, max) and all_reduce(tp, min) over (batch) errors:
+/// ConfigError when prompt + max_new_tokens exceeds the longest sequence of the run
+std::vector<std::vector<TokenId>> generate_greedy(const TrainState& s,
+                                                  const std::vector<std::vector<TokenId>>& prompts,
+                                                  std::int64_t max_new_tokens, TokenId stop,
+                                                  const Communicator& tp, const Exec& exec);
+
+}  // namespace stoa

@@ -1,0 +1,44 @@
+#pragma once
+// The files a run leaves for machines: metrics.jsonl (one object per step, units in the names),
+// events.jsonl (resume, stage, skip, checkpoint, stop), eval.jsonl (one object per evaluation).
+// Rank 0 writes; a torn last line is ignored by every reader.
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "trainer/evaluate.h"
+
+namespace stoa {
+
+struct StepRecord {
+    std::int64_t step = 0, tokens = 0;  // after the step
+    std::string stage;
+    double loss = 0.0, grad_norm = 0.0, lr = 0.0;
+    double step_ms = 0.0, data_ms = 0.0, comm_ms = 0.0;
+    double tokens_per_s = 0.0;
+    std::int64_t valid_tokens = 0, mem_peak_bytes = 0;
+    bool skipped = false;
+};
+
+class MetricsFiles {
+public:
+    MetricsFiles() = default;  // writes nothing: ranks other than 0
+    /// Appends to the files in `run_dir`, after cutting what lies at or past `step` (a resumed run
+    /// writes those steps again).     errors: DataError
+    MetricsFiles(std::string run_dir, std::int64_t step);
+    void write_step(const StepRecord& r);
+    void write_event(const std::string& event, std::int64_t step,
+                     const std::map<std::string, std::string>& fields = {});
+    void write_eval(const EvalReport& r);
+    /// All evaluations of the run so far, oldest first (accuracies and losses, no solutions).
+    std::vector<EvalReport> read_evals() const;
+
+private:
+    std::string run_dir_;
+};
+
+/// Peak resident set of this process.
+std::int64_t peak_memory_bytes();
+
+}  // namespace stoa

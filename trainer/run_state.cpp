@@ -1,0 +1,120 @@
+#include "trainer/run_state.h"
+
+#include <fmt/format.h>
+
+#include <sstream>
+
+namespace stoa {
+namespace {
+
+std::string join(const std::vector<std::int64_t>& values) {
+    std::string s;
+    for (const std::int64_t v : values)
+        s += (s.empty() ? "" : " ") + std::to_string(v);
+    return s;
+}
+
+std::vector<std::int64_t> split(const std::string& text) {
+    std::vector<std::int64_t> values;
+    std::istringstream in(text);
+    for (std::int64_t v; in >> v;)
+        values.push_back(v);
+    return values;
+}
+
+// What decides which samples a step sees and which numbers the weights are.
+std::map<std::string, std::string> identity(const RunConfig& c) {
+    std::map<std::string, std::string> id;
+    const ModelConfig& m = c.model;
+    const auto put = [&](const std::string& key, const auto& value) {
+        id["identity." + key] = fmt::format("{}", value);
+    };
+    put("run.seed", c.run.seed);
+    put("model.vocab_size", m.vocab_size);
+    put("model.d_model", m.d_model);
+    put("model.n_layers", m.n_layers);
+    put("model.n_heads", m.n_heads);
+    put("model.n_kv_heads", m.n_kv_heads);
+    put("model.head_dim", m.head_dim);
+    put("model.d_ff", m.d_ff);
+    put("model.tie_embeddings", m.tie_embeddings);
+    put("model.rope_theta", m.rope_theta);
+    put("model.norm_eps", m.norm_eps);
+    put("precision.compute", static_cast<int>(c.precision.compute));
+    put("batch.global_batch", c.batch.global_batch);
+    for (std::size_t i = 0; i < c.data.sources.size(); ++i) {
+        const SourceConfig& s = c.data.sources[i];
+        std::string text = s.name;
+        for (const std::string& f : s.families)
+            text += " " + f;
+        put(fmt::format("data.sources.{}", i), fmt::format("{} difficulty {}", text, s.difficulty));
+    }
+    return id;
+}
+
+std::int64_t counter(const CheckpointMeta& meta, const std::string& key) {
+    const auto at = meta.counters.find(key);
+    if (at == meta.counters.end())
+        throw CheckpointError({.what = "counter is missing",
+                               .where = key,
+                               .hint = "the checkpoint was written by another version"});
+    return std::stoll(at->second);
+}
+
+}  // namespace
+
+CheckpointMeta checkpoint_meta(const TrainRun& run) {
+    const CurriculumState& c = run.curriculum;
+    CheckpointMeta meta{.step = c.step,
+                        .counters = identity(run.state.config),
+                        .resolved_config = run.resolved_config};
+    meta.tokenizer_hash = run.tokenizer.hash();
+    meta.counters["curriculum.step"] = std::to_string(c.step);
+    meta.counters["curriculum.tokens"] = std::to_string(c.tokens);
+    meta.counters["curriculum.stage"] = std::to_string(c.stage);
+    meta.counters["curriculum.stage_begin_step"] = std::to_string(c.stage_begin_step);
+    meta.counters["curriculum.stage_begin_tokens"] = std::to_string(c.stage_begin_tokens);
+    meta.counters["curriculum.source_tokens"] = join(c.source_tokens);
+    meta.counters["optimizer.step"] = std::to_string(run.state.optimizer_step);
+    meta.counters["optimizer.skipped_in_a_row"] = std::to_string(run.state.skipped_in_a_row);
+    std::string id;
+    for (const auto& [key, value] : identity(run.state.config))
+        id += key + "=" + value + "\n";
+    meta.config_hash = fmt::format("{:016x}", std::hash<std::string>{}(id));
+    return meta;
+}
+
+void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now,
+                    const std::string& dir) {
+    for (const auto& [key, value] : now.counters) {
+        if (!key.starts_with("identity.")) continue;
+        const auto at = saved.counters.find(key);
+        const std::string was = at == saved.counters.end() ? "(absent)" : at->second;
+        if (was != value)
+            throw ConfigError({.what = "the configuration does not continue this run",
+                               .where = key.substr(9),
+                               .expected = was + " (saved in " + dir + ")",
+                               .actual = value,
+                               .hint = "set it back, or start another run with run.name=NAME"});
+    }
+    if (saved.tokenizer_hash != now.tokenizer_hash)
+        throw ConfigError({.what = "the tokenizer does not continue this run",
+                           .where = "data.tokenizer",
+                           .expected = saved.tokenizer_hash + " (saved in " + dir + ")",
+                           .actual = now.tokenizer_hash,
+                           .hint = "use the tokenizer the run was started with"});
+}
+
+void restore_counters(const CheckpointMeta& meta, TrainRun& run) {
+    CurriculumState& c = run.curriculum;
+    c.step = counter(meta, "curriculum.step");
+    c.tokens = counter(meta, "curriculum.tokens");
+    c.stage = counter(meta, "curriculum.stage");
+    c.stage_begin_step = counter(meta, "curriculum.stage_begin_step");
+    c.stage_begin_tokens = counter(meta, "curriculum.stage_begin_tokens");
+    c.source_tokens = split(meta.counters.at("curriculum.source_tokens"));
+    run.state.optimizer_step = counter(meta, "optimizer.step");
+    run.state.skipped_in_a_row = counter(meta, "optimizer.skipped_in_a_row");
+}
+
+}  // namespace stoa

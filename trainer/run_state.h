@@ -1,0 +1,20 @@
+#pragma once
+// A TrainRun as named tensors and counters, and back.
+#include <map>
+#include <string>
+
+#include "checkpoints/checkpoint.h"
+#include "trainer/train_loop.h"
+
+namespace stoa {
+
+/// Counters: curriculum, optimizer step, and the identity of the run: the settings that may not
+/// change between a checkpoint and its resume ("identity.model.d_model", ...).
+CheckpointMeta checkpoint_meta(const TrainRun& run);
+
+/// Throws ConfigError when an identity setting differs; the message names key, saved and new value.
+void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now, const std::string& dir);
+
+void restore_counters(const CheckpointMeta& meta, TrainRun& run);
+
+}  // namespace stoa

@@ -1,0 +1,196 @@
+#include "trainer/train_loop.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "kernels/core/log.h"
+#include "parallel/agree.h"
+#include "parallel/collectives.h"
+#include "parallel/mpi_session.h"
+#include "trainer/lr_schedule.h"
+#include "trainer/metrics.h"
+#include "trainer/report.h"
+#include "trainer/run_state.h"
+#include "trainer/train_step.h"
+
+namespace stoa {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point t) {
+    return std::chrono::duration<double>(Clock::now() - t).count();
+}
+
+// Work that only rank 0 does; its failure is everyone's.
+template <class Fn>
+void on_rank_0(const Mesh& mesh, const char* phase, Fn&& work) {
+    agree(mesh.world, phase, [&] {
+        if (mesh.world.rank() == 0) work();
+    });
+}
+
+void save(TrainRun& run, MetricsFiles& files) {
+    const RunConfig& config = run.state.config;
+    const auto begin = Clock::now();
+    const std::string dir = save_checkpoint(config.run_dir(), checkpoint_meta(run),
+                                            checkpoint_shards(run.state.model), run.mesh);
+    on_rank_0(run.mesh, "prune checkpoints", [&] {
+        prune_checkpoints(config.run_dir(), config.checkpoint.keep);
+        files.write_event("checkpoint", run.curriculum.step,
+                          {{"dir", dir}, {"seconds", fmt::format("{:.3f}", seconds_since(begin))}});
+    });
+}
+
+EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, bool with_problems) {
+    EvalReport report = evaluate(run.state, run.curriculum, run.loader, run.tokenizer,
+                                 with_problems, run.mesh, run.exec);
+    on_rank_0(run.mesh, "write evaluation", [&] {
+        files.write_eval(report);
+        fmt::print("{}\n", eval_line(report));
+        std::fflush(stdout);
+    });
+    return report;
+}
+
+// A step in which peers may already wait in a collective: an error ends the job at once, named by
+// rank.
+StepResult step_or_abort(TrainRun& run, const StepInputs& in) {
+    try {
+        return train_step(run.state, in, run.mesh, run.exec);
+    } catch (const Error& e) {
+        if (run.mesh.world.size() == 1) throw;
+        fmt::print(stderr, "error: rank {} on {}, step {}: {}\n", run.mesh.world.rank(),
+                   host_name(), run.curriculum.step, e.what());
+        log_error("step {}: {}", run.curriculum.step, e.what());
+        MpiSession::abort(static_cast<int>(e.code()));
+    }
+}
+
+void report_end(TrainRun& run, MetricsFiles& files, const EvalReport& last) {
+    on_rank_0(run.mesh, "report", [&] {
+        fmt::print("{}\n{}", solutions_text(last), accuracy_table(files.read_evals()));
+        fmt::print("\ndone: {} steps, {} tokens. Checkpoints and records: {}\n",
+                   run.curriculum.step, run.curriculum.tokens, run.state.config.run_dir());
+        std::fflush(stdout);
+    });
+}
+
+}  // namespace
+
+bool resume_run(TrainRun& run) {
+    const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh);
+    if (dir.empty()) return false;
+    // The manifest first: a configuration that does not fit is refused by its key, not by a
+    // tensor's shape.
+    agree(run.mesh.world, "compare configuration",
+          [&] { check_identity(read_checkpoint_info(dir).meta, checkpoint_meta(run), dir); });
+    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh);
+    agree(run.mesh.world, "restore counters", [&] { restore_counters(meta, run); });
+    refresh_work(run.state.model, run.exec);
+    log_info("resumed from {} at step {} ({} tokens)", dir, run.curriculum.step,
+             run.curriculum.tokens);
+    return true;
+}
+
+ExitCode train_loop(TrainRun& run) {
+    const RunConfig& config = run.state.config;
+    const Mesh& mesh = run.mesh;
+    const std::int64_t steps = total_steps(config);
+    MetricsFiles files;
+    on_rank_0(mesh, "open records", [&] {
+        files = MetricsFiles(config.run_dir(), run.curriculum.step);
+        files.write_event(run.curriculum.step == 0 ? "start" : "resume", run.curriculum.step,
+                          {{"ranks", std::to_string(mesh.world.size())}});
+    });
+    EvalReport last;
+    if (run.curriculum.step == 0) last = evaluate_and_report(run, files, /*with_problems=*/false);
+
+    auto last_save = Clock::now();
+    double seconds_per_step = 0.0;
+    while (!run_finished(run.curriculum, config)) {
+        const auto step_begin = Clock::now();
+        const StageConfig& stage = stage_at(run.curriculum, config);
+        StepInputs in{.lr = learning_rate(config, run.curriculum), .stop = stop_requested()};
+        in.save_due = config.checkpoint.every_seconds > 0.0 &&
+                      seconds_since(last_save) >= config.checkpoint.every_seconds;
+        agree(mesh.world, "load batch", [&] {
+            in.micro_batches = run.loader.load_step(run.curriculum, mesh.dp_rank(), mesh.dp_size());
+        });
+        const double data_ms = 1e3 * seconds_since(step_begin);
+        take_comm_seconds();
+        const StepResult result = step_or_abort(run, in);
+        const double comm_ms = 1e3 * take_comm_seconds();
+        run.curriculum = advance(run.curriculum, config);
+        const double step_s = seconds_since(step_begin);
+        seconds_per_step = seconds_per_step == 0.0 ? step_s : 0.9 * seconds_per_step + 0.1 * step_s;
+
+        const std::int64_t step = run.curriculum.step;
+        const bool finished = run_finished(run.curriculum, config);
+        const bool switched = run.curriculum.stage_begin_step == step && !finished;
+        const bool leaving = result.stop != StopRequest::none;
+        const StepRecord record{
+            .step = step,
+            .tokens = run.curriculum.tokens,
+            .stage = stage.name,
+            .loss = result.loss,
+            .grad_norm = result.grad_norm,
+            .lr = in.lr,
+            .step_ms = 1e3 * step_s,
+            .data_ms = data_ms,
+            .comm_ms = comm_ms,
+            .tokens_per_s = static_cast<double>(config.batch.global_batch * stage.seq_len) / step_s,
+            .valid_tokens = result.valid_tokens,
+            .mem_peak_bytes = peak_memory_bytes(),
+            .skipped = result.skipped};
+        on_rank_0(mesh, "write records", [&] {
+            files.write_step(record);
+            if (result.skipped)
+                files.write_event("skip", step, {{"reason", "non-finite gradients"}});
+            if (step % config.log.every_steps == 0 || finished || switched || leaving ||
+                result.skipped)
+                show_progress(progress_line(record, steps, seconds_per_step),
+                              finished || switched || leaving || result.skipped);
+        });
+        if (run.state.skipped_in_a_row >= config.optimizer.max_skips)
+            throw DivergedError({.what = "gradients stayed non-finite",
+                                 .where = "step " + std::to_string(step),
+                                 .expected = "fewer than " +
+                                             std::to_string(config.optimizer.max_skips) +
+                                             " skipped steps in a row",
+                                 .hint = "lower optimizer.lr; the last checkpoint is from before"});
+        if (switched) {
+            on_rank_0(mesh, "write event", [&] {
+                files.write_event("stage", step,
+                                  {{"stage", stage_at(run.curriculum, config).name}});
+            });
+            log_info("stage '{}' begins at step {}", stage_at(run.curriculum, config).name, step);
+        }
+        const bool eval_due = config.eval.every_steps > 0 && step % config.eval.every_steps == 0;
+        if (finished || ((switched || eval_due) && !leaving))
+            last = evaluate_and_report(run, files, /*with_problems=*/true);
+        const bool save_due = result.save_due || (config.checkpoint.every_steps > 0 &&
+                                                  step % config.checkpoint.every_steps == 0);
+        if (save_due || finished || leaving) {
+            save(run, files);
+            last_save = Clock::now();
+        }
+        if (leaving && !finished) {
+            on_rank_0(mesh, "write event", [&] {
+                files.write_event(
+                    "stop", step,
+                    {{"reason",
+                      result.stop == StopRequest::interrupted ? "interrupted" : "preempted"}});
+                fmt::print("stopped at step {}: checkpoint saved. Resume with:\n  {}\n", step,
+                           run.resume_command);
+                std::fflush(stdout);
+            });
+            return result.stop == StopRequest::interrupted ? ExitCode::interrupted
+                                                           : ExitCode::preempted;
+        }
+    }
+    report_end(run, files, last);
+    return ExitCode::ok;
+}
+
+}  // namespace stoa
