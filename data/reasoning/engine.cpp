@@ -7,7 +7,6 @@
 
 #include "configs/load_run_config.h"
 #include "data/reasoning/families/families.h"
-#include "data/reasoning/steps.h"
 #include "kernels/core/error.h"
 
 namespace stoa {
@@ -44,6 +43,25 @@ const std::vector<ReasoningFamily>& reasoning_families() {
          guarded<verify_linear_equation>, check_linear_equation},
         {"compare_sort", "selection sort of a list", generate_compare_sort,
          guarded<verify_compare_sort>, check_compare_sort},
+        {"polynomial_shift", "f(x + k) - f(x) of a polynomial", generate_polynomial_shift,
+         guarded<verify_polynomial_shift>, check_polynomial_shift},
+        {"gcd", "greatest common divisor by Euclid", generate_gcd, guarded<verify_gcd>, check_gcd},
+        {"base_conversion", "an integer in another base", generate_base_conversion,
+         guarded<verify_base_conversion>, check_base_conversion},
+        {"modular_power", "a power modulo n by square and multiply", generate_modular_power,
+         guarded<verify_modular_power>, check_modular_power},
+        {"boolean_evaluation", "a formula under a truth assignment", generate_boolean_evaluation,
+         guarded<verify_boolean_evaluation>, check_boolean_evaluation},
+        {"fraction_sum", "fractions added in lowest terms", generate_fraction_sum,
+         guarded<verify_fraction_sum>, check_fraction_sum},
+        {"long_multiplication", "a product by partial products", generate_long_multiplication,
+         guarded<verify_long_multiplication>, check_long_multiplication},
+        {"program_trace", "straight-line assignments run by hand", generate_program_trace,
+         guarded<verify_program_trace>, check_program_trace},
+        {"word_problem", "a story of quantities that change", generate_word_problem,
+         guarded<verify_word_problem>, check_word_problem},
+        {"calendar", "a date some days later", generate_calendar, guarded<verify_calendar>,
+         check_calendar},
     };
     return table;
 }
@@ -129,8 +147,7 @@ bool verify_sample(const ReasoningSample& sample, std::string& why) {
             return false;
         }
         if (!family.verify(sample.question, sample.answer, why)) return false;
-        return family.verify_steps != nullptr ? family.verify_steps(sample, why)
-                                              : chains_lead_to(sample.steps, sample.answer, why);
+        return family.verify_steps(sample, why);
     } catch (const Error& e) {
         why = e.what();
         return false;

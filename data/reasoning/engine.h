@@ -37,7 +37,7 @@ struct ReasoningFamily {
     const char* summary;
     void (*generate)(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
     bool (*verify)(std::string_view question, std::string_view answer, std::string& why);
-    bool (*verify_steps)(const ReasoningSample& sample, std::string& why) = nullptr;
+    bool (*verify_steps)(const ReasoningSample& sample, std::string& why);
 };
 const std::vector<ReasoningFamily>& reasoning_families();
 /// errors: DataError with a suggestion when the name is unknown

@@ -1,5 +1,7 @@
 #include "data/reasoning/exact.h"
 
+#include <utility>
+
 #include "data/reasoning/scan.h"
 #include "kernels/core/error.h"
 
@@ -133,6 +135,16 @@ std::int64_t gcd_of(std::int64_t a, std::int64_t b) {
         b = r;
     }
     return a < 0 ? -a : a;
+}
+
+bool coprime(std::int64_t a, std::int64_t b) {
+    while (a != b) {  // halve and subtract; at most one of them is even
+        if (a % 2 == 0 && b % 2 == 0) return false;
+        if (a < b) std::swap(a, b);
+        if (b % 2 == 0) std::swap(a, b);
+        a = a % 2 == 0 ? a / 2 : a - b;
+    }
+    return a == 1;
 }
 
 Rational make_rational(std::int64_t num, std::int64_t den) { return reduce(num, den, "fraction"); }

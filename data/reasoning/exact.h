@@ -19,6 +19,8 @@ std::int64_t checked_pow(std::int64_t base, std::int64_t exponent);  // exponent
 /// Quotient and remainder with 0 <= remainder < |b|, whatever the signs. b != 0.
 std::int64_t floor_mod(std::int64_t a, std::int64_t b);
 std::int64_t gcd_of(std::int64_t a, std::int64_t b);  // >= 0; gcd_of(0, 0) = 0
+/// gcd(a, b) = 1 for a, b > 0, found without a division by either: the verifiers' way.
+bool coprime(std::int64_t a, std::int64_t b);
 
 /// In lowest terms with den > 0.
 struct Rational {

@@ -77,7 +77,7 @@ bool check_compare_sort(const ReasoningSample& sample, std::string& why) {
         Scanner s(sample.steps[i]);
         std::int64_t extreme = 0;
         const bool ok = s.literal(descending ? "max " : "min ") &&
-                        s.integers(" ", kMostItems, listed) && s.literal("= ") &&
+                        s.integers(" ", kMostItems, listed) && s.literal(" = ") &&
                         s.integer(extreme) && s.at_end();
         if (!ok || listed != left)
             return refuse(why, fmt::format("step {} does not list what is left", i + 1));

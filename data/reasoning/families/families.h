@@ -28,6 +28,46 @@ void generate_compare_sort(std::int64_t difficulty, Draws& draws, ReasoningSampl
 bool verify_compare_sort(Text question, Text answer, std::string& why);
 bool check_compare_sort(const ReasoningSample& sample, std::string& why);
 
+void generate_polynomial_shift(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_polynomial_shift(Text question, Text answer, std::string& why);
+bool check_polynomial_shift(const ReasoningSample& sample, std::string& why);
+
+void generate_gcd(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_gcd(Text question, Text answer, std::string& why);
+bool check_gcd(const ReasoningSample& sample, std::string& why);
+
+void generate_base_conversion(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_base_conversion(Text question, Text answer, std::string& why);
+bool check_base_conversion(const ReasoningSample& sample, std::string& why);
+
+void generate_modular_power(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_modular_power(Text question, Text answer, std::string& why);
+bool check_modular_power(const ReasoningSample& sample, std::string& why);
+
+void generate_boolean_evaluation(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_boolean_evaluation(Text question, Text answer, std::string& why);
+bool check_boolean_evaluation(const ReasoningSample& sample, std::string& why);
+
+void generate_fraction_sum(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_fraction_sum(Text question, Text answer, std::string& why);
+bool check_fraction_sum(const ReasoningSample& sample, std::string& why);
+
+void generate_long_multiplication(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_long_multiplication(Text question, Text answer, std::string& why);
+bool check_long_multiplication(const ReasoningSample& sample, std::string& why);
+
+void generate_program_trace(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_program_trace(Text question, Text answer, std::string& why);
+bool check_program_trace(const ReasoningSample& sample, std::string& why);
+
+void generate_word_problem(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_word_problem(Text question, Text answer, std::string& why);
+bool check_word_problem(const ReasoningSample& sample, std::string& why);
+
+void generate_calendar(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_calendar(Text question, Text answer, std::string& why);
+bool check_calendar(const ReasoningSample& sample, std::string& why);
+
 // Shared by the families.
 
 /// why = reason; returns false, so that a refusal is one line.
