@@ -30,7 +30,7 @@ public:
     void save(const std::string& path) const;
 
     /// Token ids of any bytes, valid UTF-8 or not; special tokens in the text are encoded as text.
-    /// Thread-compatible: one Tokenizer per thread, or const use with external locking.
+    /// Safe to call from several threads (they take turns).
     std::vector<TokenId> encode(std::string_view text) const;
     std::string decode(const std::vector<TokenId>& ids) const;  // special tokens as their text
 
