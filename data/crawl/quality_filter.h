@@ -4,9 +4,12 @@
 
 namespace stoa {
 
-/// A simple quality rule set (after Gopher and C4: length, mean word length, symbol and alphabetic
-/// share, duplicate lines). Lines that fail are dropped from the text; returns the reason code when
-/// the whole document is refused, "" when it stays.
+/// A simple quality rule set (after Gopher, C4 and FineWeb). First drops lines that are menus,
+/// crumbs or notices of the page (documents of four lines and more), then judges what is left.
+/// Returns the code of the rule that refuses the document, "" when it stays: too_short,
+/// mean_word_length, alphabetic_words, stop_words, repeated_phrases, symbols, markup,
+/// duplicate_lines, bullets, ellipsis_lines, no_sentences. Languages: stop words are asked only of
+/// text in ASCII letters, and those of a dozen languages count.
 std::string filter_document(std::string& text);
 
 }  // namespace stoa
