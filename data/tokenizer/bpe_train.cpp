@@ -61,7 +61,8 @@ public:
     PairCounts(std::vector<Word> words, const std::vector<std::string>& vocab)
         : words_(std::move(words)), heap_(Less{&vocab}) {
         for (std::uint32_t w = 0; w < words_.size(); ++w)
-            add_pairs(w, +1);
+            for (std::size_t i = 0; i + 1 < words_[w].ids.size(); ++i)
+                change(pack(words_[w].ids[i], words_[w].ids[i + 1]), w, +1);
         push_changed();
     }
 
