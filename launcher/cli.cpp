@@ -115,8 +115,8 @@ std::vector<std::string> option_names(const CommandLine& line) {
 ConfigError unknown_option_error(const CommandLine& line, std::string option) {
     if (!option.starts_with("-")) option = "--" + option;
     const auto close = suggest(option, option_names(line));
-    return command_line_error(line, "unknown option " + option,
-                              close.empty() ? "" : "did you mean " + close.front() + "?");
+    const std::string did_you_mean = close.empty() ? "" : ": did you mean " + close.front() + "?";
+    return command_line_error(line, "unknown option " + option + did_you_mean, "");
 }
 
 po::variables_map parse_or_throw(const CommandLine& line, const std::vector<std::string>& args) {

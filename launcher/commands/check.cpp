@@ -50,10 +50,13 @@ void print_schema() {
         "`200 steps`), as a percentage (`1%`) or a duration (`90s`, `30min`, `2h`, `1d`) where the "
         "type says so.\n\n"
         "| key | type | default | range | meaning |\n|---|---|---|---|---|\n");
-    const auto cell = [](std::string s) {
-        for (std::size_t i = 0; (i = s.find('|', i)) != std::string::npos; i += 2)
-            s.insert(i, "\\");
-        return s;
+    const auto cell = [](const std::string& text) {
+        std::string out;
+        for (const char c : text) {
+            if (c == '|') out += '\\';
+            out += c;
+        }
+        return out;
     };
     for (const SchemaKey& k : config_schema())
         fmt::print("| `{}` | {} | {} | {} | {} |\n", k.key, cell(k.type), cell(k.default_value),

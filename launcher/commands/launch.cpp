@@ -89,7 +89,9 @@ void on_stop_signal(int signal) {
 class StopSignals {
 public:
     StopSignals() {
-        g_stop_signals = g_interrupted = g_urgent = 0;
+        g_stop_signals = 0;
+        g_interrupted = 0;
+        g_urgent = 0;
         sigemptyset(&blocked_);
         struct sigaction action = {};
         action.sa_handler = on_stop_signal;
