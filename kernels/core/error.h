@@ -23,11 +23,11 @@ enum class ExitCode : int {
 /// The fields of one error. `where` is a file:line:column, a path, a rank or an op; empty fields
 /// are left out of the message.
 struct ErrorFields {
-    std::string what;      // one sentence: what is wrong
-    std::string where;     // file, key, tensor
-    std::string expected;  // the rule
-    std::string actual;    // what was found
-    std::string hint;      // what to do next
+    std::string what{};      // one sentence: what is wrong
+    std::string where{};     // file, key, tensor
+    std::string expected{};  // the rule
+    std::string actual{};    // what was found
+    std::string hint{};      // what to do next
 };
 
 /// "where: what: expected E, got G\n  hint: H"

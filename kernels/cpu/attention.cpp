@@ -1,0 +1,273 @@
+// Attention by blocks of queries: per (batch entry, head) a block's scores against the union of its
+// rows' key ranges are one GEMM, the softmax works on that block in cache, and p v is another GEMM.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/fast_exp.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/scratch.h"
+
+namespace stoa::cpu {
+namespace {
+
+constexpr std::int64_t kBlockRows = 64;  // queries per block: few masked scores, still whole tiles
+
+/// One head of a (batch, len, heads, dim) tensor as a matrix of rows ld apart.
+template <class W>
+struct HeadMatrix {
+    const W* data = nullptr;
+    std::int64_t ld = 0;
+};
+
+/// The head in Wide: in place where it is stored so, else converted into this thread's scratch.
+template <class Tag, class T, class W = Wide<T>>
+HeadMatrix<W> head_matrix(const ConstTensorView& t, std::int64_t batch, std::int64_t head) {
+    const std::int64_t len = t.shape[1], heads = t.shape[2], dim = t.shape[3];
+    const T* const source = t.as<T>().data() + (batch * len * heads + head) * dim;
+    if constexpr (std::is_same_v<T, W>) {
+        return {source, heads * dim};
+    } else {
+        W* const copy = scratch<Tag, W>(len * dim);
+        for (std::int64_t r = 0; r < len; ++r)
+            for (std::int64_t c = 0; c < dim; ++c)
+                copy[r * dim + c] = widen(source[r * heads * dim + c]);
+        return {copy, dim};
+    }
+}
+
+/// Writes rows (len, dim) as rows [begin, begin + len) of one head.
+template <class T, class W = Wide<T>>
+void store_head(const TensorView& t, std::int64_t batch, std::int64_t head, std::int64_t begin,
+                std::int64_t len, const W* rows) {
+    const std::int64_t heads = t.shape[2], dim = t.shape[3];
+    T* out = t.as<T>().data() + ((batch * t.shape[1] + begin) * heads + head) * dim;
+    for (std::int64_t r = 0; r < len; ++r, out += heads * dim, rows += dim)
+        for (std::int64_t c = 0; c < dim; ++c)
+            out[c] = narrow_to<T>(rows[c]);
+}
+
+/// The rows of one block and the keys that any of them attends.
+struct Block {
+    std::int64_t row_begin = 0, rows = 0;  // queries of this batch entry
+    std::int64_t key_begin = 0, keys = 0;
+    const std::int32_t *row_key_begin = nullptr, *row_key_end = nullptr;  // per row of the block
+    /// Keys of row r, counted from key_begin. Empty ranges come out as 0..0.
+    std::int64_t from(std::int64_t r) const { return empty(r) ? 0 : row_key_begin[r] - key_begin; }
+    std::int64_t to(std::int64_t r) const { return empty(r) ? 0 : row_key_end[r] - key_begin; }
+    bool empty(std::int64_t r) const { return row_key_end[r] <= row_key_begin[r]; }
+};
+
+Block make_block(const ConstTensorView& key_begin, const ConstTensorView& key_end,
+                 std::int64_t batch, std::int64_t row_begin, std::int64_t q_len) {
+    const std::int64_t first = batch * q_len + row_begin;
+    Block b{.row_begin = row_begin,
+            .rows = std::min(kBlockRows, q_len - row_begin),
+            .row_key_begin = key_begin.as<std::int32_t>().data() + first,
+            .row_key_end = key_end.as<std::int32_t>().data() + first};
+    std::int64_t begin = std::numeric_limits<std::int64_t>::max(), end = 0;
+    for (std::int64_t r = 0; r < b.rows; ++r) {
+        if (b.empty(r)) continue;
+        begin = std::min<std::int64_t>(begin, b.row_key_begin[r]);
+        end = std::max<std::int64_t>(end, b.row_key_end[r]);
+    }
+    if (end > begin) b.key_begin = begin, b.keys = end - begin;
+    return b;
+}
+
+/// scores (rows, keys) = q k^T of the block, unscaled.
+template <class W>
+void block_scores(W* scores, const Block& b, const HeadMatrix<W>& q, const HeadMatrix<W>& k,
+                  std::int64_t dim) {
+    gemm(Gemm<W>{.m = b.rows,
+                 .n = b.keys,
+                 .k = dim,
+                 .a = q.data + b.row_begin * q.ld,
+                 .lda = q.ld,
+                 .b = k.data + b.key_begin * k.ld,
+                 .ldb = k.ld,
+                 .transpose_b = true,
+                 .c = scores,
+                 .ldc = b.keys});
+}
+
+/// Scores to unnormalised probabilities exp(s - max), 0 outside the row's keys; lse and 1 / sum.
+template <class W>
+void block_softmax(W* scores, W* lse, W* inverse_sum, const Block& b, W scale) {
+    vectorised([&] {
+        for (std::int64_t r = 0; r < b.rows; ++r, scores += b.keys) {
+            const std::int64_t from = b.from(r), to = b.to(r);
+            W* const s = scores + from;
+            const W max = lane_max<W>(to - from, std::numeric_limits<W>::lowest(),
+                                      [&](std::int64_t j) { return s[j] * scale; });
+            for (std::int64_t j = 0; j < to - from; ++j)
+                s[j] = fast_exp(s[j] * scale - max);
+            const W sum = lane_sum<W>(to - from, [&](std::int64_t j) { return s[j]; });
+            std::fill(scores, scores + from, W{0});
+            std::fill(scores + to, scores + b.keys, W{0});
+            lse[r] = b.empty(r) ? -std::numeric_limits<W>::infinity() : max + std::log(sum);
+            inverse_sum[r] = b.empty(r) ? W{0} : W{1} / sum;
+        }
+    });
+}
+
+template <class T, class W = Wide<T>>
+void forward(const AttentionArgs& args) {
+    struct QTag;
+    struct KTag;
+    struct VTag;
+    struct ScoresTag;
+    struct OutTag;
+    const std::int64_t q_len = args.q.shape[1], n_heads = args.q.shape[2], dim = args.q.shape[3];
+    const std::int64_t group = n_heads / args.k.shape[2];
+    W* const scores = scratch<ScoresTag, W>(kBlockRows * args.k.shape[1]);
+    W* const out = scratch<OutTag, W>(kBlockRows * dim);
+    W inverse_sum[kBlockRows];
+    for (std::int64_t batch = 0; batch < args.q.shape[0]; ++batch)
+        for (std::int64_t h = 0; h < n_heads; ++h) {
+            const HeadMatrix<W> q = head_matrix<QTag, T>(args.q, batch, h);
+            const HeadMatrix<W> k = head_matrix<KTag, T>(args.k, batch, h / group);
+            const HeadMatrix<W> v = head_matrix<VTag, T>(args.v, batch, h / group);
+            W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
+            for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
+                const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
+                block_scores(scores, b, q, k, dim);
+                block_softmax(scores, lse + t, inverse_sum, b, static_cast<W>(args.scale));
+                gemm(Gemm<W>{.m = b.rows,
+                             .n = dim,
+                             .k = b.keys,
+                             .a = scores,
+                             .lda = b.keys,
+                             .b = v.data + b.key_begin * v.ld,
+                             .ldb = v.ld,
+                             .c = out,
+                             .ldc = dim});
+                for (std::int64_t r = 0; r < b.rows; ++r)
+                    for (std::int64_t c = 0; c < dim; ++c)
+                        out[r * dim + c] *= inverse_sum[r];
+                store_head<T>(args.out, batch, h, t, b.rows, out);
+            }
+        }
+}
+
+/// scores to p = exp(s * scale - lse), and d_p to d_s = scale * p * (d_p - delta); 0 outside.
+template <class W>
+void block_softmax_backward(W* p, W* d_s, const Block& b, const W* lse, const W* delta, W scale) {
+    vectorised([&] {
+        for (std::int64_t r = 0; r < b.rows; ++r, p += b.keys, d_s += b.keys) {
+            const std::int64_t from = b.from(r), to = b.to(r);
+            const W row_lse = lse[r], row_delta = delta[r];
+#pragma GCC ivdep
+            for (std::int64_t j = from; j < to; ++j) {
+                p[j] = fast_exp(p[j] * scale - row_lse);
+                d_s[j] = scale * p[j] * (d_s[j] - row_delta);
+            }
+            for (W* row : {p, d_s}) {
+                std::fill(row, row + from, W{0});
+                std::fill(row + to, row + b.keys, W{0});
+            }
+        }
+    });
+}
+
+/// delta[r] = sum over the head's columns of d_out * out.
+template <class W>
+void block_delta(W* delta, const Block& b, const HeadMatrix<W>& d_out, const HeadMatrix<W>& out,
+                 std::int64_t dim) {
+    vectorised([&] {
+        for (std::int64_t r = 0; r < b.rows; ++r) {
+            const W* const x = d_out.data + (b.row_begin + r) * d_out.ld;
+            const W* const y = out.data + (b.row_begin + r) * out.ld;
+            delta[r] = lane_sum<W>(dim, [&](std::int64_t c) { return x[c] * y[c]; });
+        }
+    });
+}
+
+template <class T, class W = Wide<T>>
+void backward(const AttentionBackwardArgs& args) {
+    struct QTag;
+    struct KTag;
+    struct VTag;
+    struct OutTag;
+    struct DOutTag;
+    struct PTag;
+    struct DSTag;
+    struct DQTag;
+    struct DKTag;
+    struct DVTag;
+    const std::int64_t q_len = args.q.shape[1], n_heads = args.q.shape[2], dim = args.q.shape[3];
+    const std::int64_t k_len = args.k.shape[1], group = n_heads / args.k.shape[2];
+    W* const p = scratch<PTag, W>(kBlockRows * k_len);
+    W* const d_s = scratch<DSTag, W>(kBlockRows * k_len);
+    W* const d_q = scratch<DQTag, W>(kBlockRows * dim);
+    W* const d_k = scratch<DKTag, W>(k_len * dim);  // of one kv head, summed over its group
+    W* const d_v = scratch<DVTag, W>(k_len * dim);
+    W delta[kBlockRows];
+    for (std::int64_t batch = 0; batch < args.q.shape[0]; ++batch)
+        for (std::int64_t h = 0; h < n_heads; ++h) {
+            const std::int64_t kv_head = h / group;
+            const HeadMatrix<W> q = head_matrix<QTag, T>(args.q, batch, h);
+            const HeadMatrix<W> k = head_matrix<KTag, T>(args.k, batch, kv_head);
+            const HeadMatrix<W> v = head_matrix<VTag, T>(args.v, batch, kv_head);
+            const HeadMatrix<W> out = head_matrix<OutTag, T>(args.out, batch, h);
+            const HeadMatrix<W> d_out = head_matrix<DOutTag, T>(args.d_out, batch, h);
+            const W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
+            if (h % group == 0) {
+                std::fill_n(d_k, k_len * dim, W{0});
+                std::fill_n(d_v, k_len * dim, W{0});
+            }
+            for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
+                const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
+                block_scores(p, b, q, k, dim);
+                block_scores(d_s, b, d_out, v, dim);
+                block_delta(delta, b, d_out, out, dim);
+                block_softmax_backward(p, d_s, b, lse + t, delta, static_cast<W>(args.scale));
+                Gemm<W> to_keys{.m = b.keys,
+                                .n = dim,
+                                .k = b.rows,
+                                .a = p,
+                                .lda = b.keys,
+                                .transpose_a = true,
+                                .b = d_out.data + t * d_out.ld,
+                                .ldb = d_out.ld,
+                                .c = d_v + b.key_begin * dim,
+                                .ldc = dim,
+                                .accumulate = true};
+                gemm(to_keys);  // d_v += p^T d_out
+                to_keys.a = d_s;
+                to_keys.b = q.data + t * q.ld;
+                to_keys.ldb = q.ld;
+                to_keys.c = d_k + b.key_begin * dim;
+                gemm(to_keys);  // d_k += d_s^T q
+                gemm(Gemm<W>{.m = b.rows,
+                             .n = dim,
+                             .k = b.keys,
+                             .a = d_s,
+                             .lda = b.keys,
+                             .b = k.data + b.key_begin * k.ld,
+                             .ldb = k.ld,
+                             .c = d_q,
+                             .ldc = dim});
+                store_head<T>(args.d_q, batch, h, t, b.rows, d_q);
+            }
+            if (h % group == group - 1) {
+                store_head<T>(args.d_k, batch, kv_head, 0, k_len, d_k);
+                store_head<T>(args.d_v, batch, kv_head, 0, k_len, d_v);
+            }
+        }
+}
+
+}  // namespace
+
+void attention_forward(const AttentionArgs& args) {
+    dispatch_dtype(args.q.dtype, [&]<Element T>(T) { forward<T>(args); });
+}
+
+void attention_backward(const AttentionBackwardArgs& args) {
+    dispatch_dtype(args.q.dtype, [&]<Element T>(T) { backward<T>(args); });
+}
+
+}  // namespace stoa::cpu

@@ -1,0 +1,117 @@
+#include "kernels/cpu/gemm_micro.h"
+
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace stoa::cpu {
+namespace {
+
+constexpr int kPortableMr = 4, kPortableNr = 16;
+
+template <int Rows>
+void micro_portable(std::int64_t k, const float* a, const float* b, std::int64_t b_stride, float* c,
+                    std::int64_t ldc, bool add) {
+    float acc[Rows][kPortableNr] = {};
+    for (std::int64_t p = 0; p < k; ++p, a += kPortableMr, b += b_stride)
+        for (int r = 0; r < Rows; ++r)
+            for (int j = 0; j < kPortableNr; ++j)
+                acc[r][j] = __builtin_fmaf(a[r], b[j], acc[r][j]);
+    for (int r = 0; r < Rows; ++r, c += ldc)
+        for (int j = 0; j < kPortableNr; ++j)
+            c[j] = add ? c[j] + acc[r][j] : acc[r][j];
+}
+
+template <std::size_t... I>
+MicroKernels portable_kernels(std::index_sequence<I...>) {
+    return {kPortableMr, kPortableNr, {micro_portable<int{I} + 1>...}};
+}
+
+#if defined(__x86_64__)
+// 12 x 32 in 24 accumulators; 2 registers hold b, a is broadcast from memory.
+constexpr int kAvx512Mr = 12, kAvx512Nr = 32;
+
+template <int Rows>
+[[STOA_TARGET_AVX512]] void micro_avx512(std::int64_t k, const float* a, const float* b,
+                                         std::int64_t b_stride, float* c, std::int64_t ldc,
+                                         bool add) {
+    __m512 acc[Rows][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r)
+        acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+    for (std::int64_t p = 0; p < k; ++p, a += kAvx512Mr, b += b_stride) {
+        const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) {
+            const __m512 x = _mm512_set1_ps(a[r]);
+            acc[r][0] = _mm512_fmadd_ps(x, b0, acc[r][0]);
+            acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r, c += ldc) {
+        if (add) {
+            acc[r][0] = _mm512_add_ps(_mm512_loadu_ps(c), acc[r][0]);
+            acc[r][1] = _mm512_add_ps(_mm512_loadu_ps(c + 16), acc[r][1]);
+        }
+        _mm512_storeu_ps(c, acc[r][0]);
+        _mm512_storeu_ps(c + 16, acc[r][1]);
+    }
+}
+
+// 6 x 16 in 12 of the 16 registers.
+constexpr int kAvx2Mr = 6, kAvx2Nr = 16;
+
+template <int Rows>
+[[STOA_TARGET_AVX2]] void micro_avx2(std::int64_t k, const float* a, const float* b,
+                                     std::int64_t b_stride, float* c, std::int64_t ldc, bool add) {
+    __m256 acc[Rows][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < Rows; ++r)
+        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+    for (std::int64_t p = 0; p < k; ++p, a += kAvx2Mr, b += b_stride) {
+        const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
+#pragma GCC unroll 6
+        for (int r = 0; r < Rows; ++r) {
+            const __m256 x = _mm256_broadcast_ss(a + r);
+            acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
+            acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < Rows; ++r, c += ldc) {
+        if (add) {
+            acc[r][0] = _mm256_add_ps(_mm256_loadu_ps(c), acc[r][0]);
+            acc[r][1] = _mm256_add_ps(_mm256_loadu_ps(c + 8), acc[r][1]);
+        }
+        _mm256_storeu_ps(c, acc[r][0]);
+        _mm256_storeu_ps(c + 8, acc[r][1]);
+    }
+}
+
+template <std::size_t... I>
+MicroKernels avx512_kernels(std::index_sequence<I...>) {
+    return {kAvx512Mr, kAvx512Nr, {micro_avx512<int{I} + 1>...}};
+}
+template <std::size_t... I>
+MicroKernels avx2_kernels(std::index_sequence<I...>) {
+    return {kAvx2Mr, kAvx2Nr, {micro_avx2<int{I} + 1>...}};
+}
+#endif
+
+}  // namespace
+
+const MicroKernels& micro_kernels(Isa isa) {
+    static const MicroKernels portable = portable_kernels(std::make_index_sequence<kPortableMr>());
+#if defined(__x86_64__)
+    static const MicroKernels avx512 = avx512_kernels(std::make_index_sequence<kAvx512Mr>());
+    static const MicroKernels avx2 = avx2_kernels(std::make_index_sequence<kAvx2Mr>());
+    if (isa == Isa::avx512) return avx512;
+    if (isa == Isa::avx2) return avx2;
+#endif
+    (void)isa;
+    return portable;
+}
+
+}  // namespace stoa::cpu

@@ -1,0 +1,23 @@
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/isa.h"
+
+namespace stoa::cpu {
+
+/// c (rows, nr) = or += a^T b over one block of k. a is packed: mr values per step of k. b holds nr
+/// consecutive values per step, b_stride apart: nr when packed, ldb when read in place.
+using MicroKernel = void (*)(std::int64_t k, const float* a, const float* b, std::int64_t b_stride,
+                             float* c, std::int64_t ldc, bool add);
+
+constexpr int kMaxMr = 12;
+constexpr int kMaxNr = 32;
+
+/// The register tile of one instruction set; for_rows[r - 1] computes r <= mr rows.
+struct MicroKernels {
+    int mr = 0, nr = 0;
+    MicroKernel for_rows[kMaxMr] = {};
+};
+const MicroKernels& micro_kernels(Isa isa);
+
+}  // namespace stoa::cpu

@@ -1,0 +1,37 @@
+#pragma once
+// The CPU kernels behind kernels/*.h. Arguments are checked there; these only compute.
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/random_normal.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace stoa::cpu {
+
+void matmul(const MatmulArgs& args);
+void rms_norm_forward(const RmsNormArgs& args);
+void rms_norm_backward(const RmsNormBackwardArgs& args);
+void rope_table(TensorView cos, TensorView sin, double theta);
+void rope(const RopeArgs& args);
+void attention_forward(const AttentionArgs& args);
+void attention_backward(const AttentionBackwardArgs& args);
+void swiglu_forward(const SwigluArgs& args);
+void swiglu_backward(const SwigluBackwardArgs& args);
+void embedding_forward(const EmbeddingArgs& args);
+void embedding_backward(const EmbeddingBackwardArgs& args);
+void cross_entropy_row_max(const RowMaxArgs& args);
+void cross_entropy_exp_sum(const ExpSumArgs& args);
+void cross_entropy_finish(const CrossEntropyArgs& args);
+void zero(TensorView x);
+void add(TensorView y, ConstTensorView a, ConstTensorView b);
+void cast(TensorView y, ConstTensorView x);
+void sum_of_squares(TensorView out, ConstTensorView x);
+void adamw(const AdamwArgs& args);
+void random_normal(const RandomNormalArgs& args);
+
+}  // namespace stoa::cpu

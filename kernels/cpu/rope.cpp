@@ -1,0 +1,57 @@
+#include <cmath>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/ops.h"
+
+namespace stoa::cpu {
+namespace {
+
+template <class T, class W = Wide<T>>
+void rotate_rows(const RopeArgs& args) {
+    const std::int64_t rows = args.x.shape[0], n_heads = args.x.shape[1], half = args.cos.cols();
+    T* x = args.x.as<T>().data();
+    const W* const cos_table = args.cos.as<W>().data();
+    const W* const sin_table = args.sin.as<W>().data();
+    const std::int32_t* const positions = args.positions.as<std::int32_t>().data();
+    const W sign = args.inverse ? W{-1} : W{1};
+    vectorised([&] {
+        for (std::int64_t r = 0; r < rows; ++r) {
+            const W* const cos = cos_table + positions[r] * half;
+            const W* const sin = sin_table + positions[r] * half;
+            for (std::int64_t h = 0; h < n_heads; ++h, x += 2 * half) {
+                T* const x1 = x;
+                T* const x2 = x + half;
+#pragma GCC ivdep
+                for (std::int64_t i = 0; i < half; ++i) {
+                    const W a = widen(x1[i]), b = widen(x2[i]), s = sign * sin[i];
+                    x1[i] = narrow_to<T>(a * cos[i] - b * s);
+                    x2[i] = narrow_to<T>(b * cos[i] + a * s);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void rope_table(TensorView cos, TensorView sin, double theta) {
+    const std::int64_t rows = cos.rows(), half = cos.cols();
+    dispatch_dtype(cos.dtype, [&]<Element T>(T) {
+        if constexpr (!std::is_same_v<T, bf16>)
+            for (std::int64_t t = 0; t < rows; ++t)
+                for (std::int64_t i = 0; i < half; ++i) {
+                    const double turn = -static_cast<double>(i) / static_cast<double>(half);
+                    const double angle = static_cast<double>(t) * std::pow(theta, turn);
+                    cos.as<T>()[static_cast<std::size_t>(t * half + i)] =
+                        static_cast<T>(std::cos(angle));
+                    sin.as<T>()[static_cast<std::size_t>(t * half + i)] =
+                        static_cast<T>(std::sin(angle));
+                }
+    });
+}
+
+void rope(const RopeArgs& args) {
+    dispatch_dtype(args.x.dtype, [&]<Element T>(T) { rotate_rows<T>(args); });
+}
+
+}  // namespace stoa::cpu

@@ -1,0 +1,36 @@
+#include "kernels/elementwise.h"
+
+#include "kernels/cpu/ops.h"
+
+namespace stoa {
+
+void zero(TensorView x, const Exec& exec) {
+    require_cpu(exec, "zero");
+    cpu::zero(x);
+}
+
+void add(TensorView y, ConstTensorView a, ConstTensorView b, const Exec& exec) {
+    require_numel(a, y.numel(), "add: a");
+    require_numel(b, y.numel(), "add: b");
+    require_dtype(a, y.dtype, "add: a");
+    require_dtype(b, y.dtype, "add: b");
+    require_cpu(exec, "add");
+    cpu::add(y, a, b);
+}
+
+void cast(TensorView y, ConstTensorView x, const Exec& exec) {
+    require_numel(x, y.numel(), "cast: x");
+    require_cpu(exec, "cast");
+    cpu::cast(y, x);
+}
+
+void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec) {
+    require_numel(out, 1, "sum_of_squares: out");
+    require_dtype(out, DType::fp64, "sum_of_squares: out");
+    require(x.dtype == DType::fp32 || x.dtype == DType::fp64, "sum_of_squares: dtype of x",
+            "fp32 or fp64", dtype_name(x.dtype));
+    require_cpu(exec, "sum_of_squares");
+    cpu::sum_of_squares(out, x);
+}
+
+}  // namespace stoa

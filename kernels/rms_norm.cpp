@@ -1,0 +1,35 @@
+#include "kernels/rms_norm.h"
+
+#include "kernels/cpu/ops.h"
+
+namespace stoa {
+
+void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
+    const ConstTensorView& x = args.x;
+    require_shape(args.y, x.shape, "rms_norm: y");
+    require_numel(args.weight, x.cols(), "rms_norm: weight");
+    require_numel(args.rstd, x.rows(), "rms_norm: rstd");
+    require_dtype(args.y, x.dtype, "rms_norm: y");
+    require_dtype(args.weight, x.dtype, "rms_norm: weight");
+    require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
+    require_cpu(exec, "rms_norm");
+    cpu::rms_norm_forward(args);
+}
+
+void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
+    const ConstTensorView& x = args.x;
+    require_shape(args.d_x, x.shape, "rms_norm: d_x");
+    require_shape(args.d_y, x.shape, "rms_norm: d_y");
+    require_numel(args.weight, x.cols(), "rms_norm: weight");
+    require_numel(args.d_weight, x.cols(), "rms_norm: d_weight");
+    require_numel(args.rstd, x.rows(), "rms_norm: rstd");
+    require_dtype(args.d_x, x.dtype, "rms_norm: d_x");
+    require_dtype(args.d_y, x.dtype, "rms_norm: d_y");
+    require_dtype(args.weight, x.dtype, "rms_norm: weight");
+    require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
+    require_dtype(args.d_weight, wide_dtype(x.dtype), "rms_norm: d_weight");
+    require_cpu(exec, "rms_norm");
+    cpu::rms_norm_backward(args);
+}
+
+}  // namespace stoa

@@ -1,0 +1,32 @@
+#include "kernels/rope.h"
+
+#include "kernels/cpu/ops.h"
+
+namespace stoa {
+
+void rope_table(TensorView cos, TensorView sin, double theta, const Exec& exec) {
+    require_shape(sin, cos.shape, "rope_table: sin");
+    require_dtype(sin, cos.dtype, "rope_table: sin");
+    require(cos.dtype == DType::fp32 || cos.dtype == DType::fp64, "rope_table: dtype",
+            "fp32 or fp64", dtype_name(cos.dtype));
+    require_cpu(exec, "rope_table");
+    cpu::rope_table(cos, sin, theta);
+}
+
+void rope(const RopeArgs& args, const Exec& exec) {
+    require(args.x.shape.rank == 3, "rope: x", "(rows, n_heads, head_dim)", args.x.shape.str());
+    require(args.x.cols() == 2 * args.cos.cols(), "rope: columns of cos", "head_dim / 2",
+            args.cos.shape.str() + " for x " + args.x.shape.str());
+    require_shape(args.sin, args.cos.shape, "rope: sin");
+    require_numel(args.positions, args.x.shape[0], "rope: positions");
+    require_dtype(args.positions, DType::int32, "rope: positions");
+    require_dtype(args.cos, wide_dtype(args.x.dtype), "rope: cos");
+    require_dtype(args.sin, wide_dtype(args.x.dtype), "rope: sin");
+    require_cpu(exec, "rope");
+    for (const std::int32_t position : args.positions.as<std::int32_t>())
+        require(position >= 0 && position < args.cos.rows(), "rope: position",
+                "within the rows of the table", std::to_string(position));
+    cpu::rope(args);
+}
+
+}  // namespace stoa
