@@ -34,6 +34,8 @@ public:
     ///         an empty `hash` accepts any)
     static TokenStream open(const std::string& dir, const std::string& split,
                             const std::string& hash);
+    /// Whether <dir> holds any shard of the split. errors: DataError (no such directory)
+    static bool exists(const std::string& dir, const std::string& split);
     std::int64_t size() const;
     const TokenShardInfo& info() const;
     /// Copies tokens [begin, begin + count) of the stream.
