@@ -8,6 +8,7 @@
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
+#include "trainer/fault_hook.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
 #include "trainer/report.h"
@@ -175,6 +176,7 @@ ExitCode train_loop(TrainRun& run) {
             save(run, files);
             last_save = Clock::now();
         }
+        fault_point(step, mesh.world.rank());
         if (leaving && !finished) {
             on_rank_0(mesh, "write event", [&] {
                 files.write_event(

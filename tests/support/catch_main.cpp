@@ -1,5 +1,5 @@
-// One main for every test program. Under mpirun every rank runs the same cases; only rank 0 reports,
-// and the verdict is all-reduced so that one failing rank fails the program everywhere.
+// One main for every test program. Under mpirun every rank runs the same cases; only rank 0
+// reports, and the verdict is all-reduced so that one failing rank fails the program everywhere.
 #define CATCH_CONFIG_RUNNER
 #include <mpi.h>
 
@@ -10,7 +10,8 @@
 #include <vector>
 
 int main(int argc, char** argv) {
-    const bool under_mpirun = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
+    const bool under_mpirun =
+        std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
     if (!under_mpirun) return Catch::Session().run(argc, argv);
     MPI_Init(&argc, &argv);
     int rank = 0;
@@ -23,7 +24,8 @@ int main(int argc, char** argv) {
         args.push_back(report.c_str());
     }
     int failed = Catch::Session().run(static_cast<int>(args.size()), args.data());
-    if (rank != 0 && failed != 0) std::fprintf(stderr, "rank %d failed: see %s\n", rank, report.c_str());
+    if (rank != 0 && failed != 0)
+        std::fprintf(stderr, "rank %d failed: see %s\n", rank, report.c_str());
     int any = 0;
     MPI_Allreduce(&failed, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     MPI_Finalize();

@@ -40,7 +40,8 @@ bool PoisonedTensor::guards_intact() const {
 std::vector<double> to_double(ConstTensorView t) {
     std::vector<double> out;
     dispatch_dtype(t.dtype, [&]<Element T>(T) {
-        for (const T x : t.as<T>()) out.push_back(static_cast<double>(widen(x)));
+        for (const T x : t.as<T>())
+            out.push_back(static_cast<double>(widen(x)));
     });
     return out;
 }

@@ -15,8 +15,8 @@ struct PoisonedTensor {
     Buffer buffer;
     TensorView view;
     bool guards_intact() const;
-    operator TensorView() const { return view; }           // NOLINT
-    operator ConstTensorView() const { return view; }      // NOLINT
+    operator TensorView() const { return view; }       // NOLINT
+    operator ConstTensorView() const { return view; }  // NOLINT
 };
 PoisonedTensor poisoned_tensor(Shape shape, DType dtype);
 std::vector<double> to_double(ConstTensorView t);

@@ -1,0 +1,139 @@
+// The speed of one training step on made-up tokens, for the two model sizes that other CPU trainers
+// were measured at: 4 layers x 256 (B = 4, T = 256, vocabulary 4096) and GPT-2 124M (B = 4, T =
+// 64). d_ff is 8/3 d_model, which gives SwiGLU the parameters of a 4 d_model MLP. fp32 and bf16 run
+// in turn, so that both see the same machine. Under mpirun the batch is split over dp ranks.
+//   train_step [--steps N] [--model small|124m]
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "parallel/mpi_session.h"
+#include "tests/support/tiny_run.h"
+
+using namespace stoa;
+using nlohmann::json;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Size {
+    const char* name;
+    ModelConfig model;
+    std::int64_t seq_len;
+};
+
+RunConfig bench_config(const Size& size, ComputeDType compute, std::int64_t dp) {
+    RunConfig c = test::tiny_config({}, dp, 1);
+    c.model = size.model;
+    c.precision.compute = compute;
+    c.stages[0].seq_len = size.seq_len;
+    c.batch = {.global_batch = 4, .micro_batch = 4 / dp, .grad_accum = 1};
+    c.stages[0].tokens = 1 << 30;
+    return c;
+}
+
+// Floating-point operations of one step: 6 per weight and token (the embedding look-up is free, its
+// use as the output layer is not), and causal attention's 6 * seq_len * q_cols per layer and token
+// (half of the full square), forward and backward.
+double step_flop(const RunConfig& c) {
+    const ModelConfig& m = c.model;
+    const double tokens = static_cast<double>(c.batch.global_batch * c.stages[0].seq_len);
+    const double weights = static_cast<double>(count_parameters(c)) -
+                           (m.tie_embeddings ? 0.0 : static_cast<double>(m.vocab_size * m.d_model));
+    const double attention =
+        6.0 * static_cast<double>(m.n_layers * c.stages[0].seq_len * m.n_heads * m.head_dim);
+    return tokens * (6.0 * weights + attention);
+}
+
+struct Timing {
+    std::vector<double> seconds;
+    double quantile(double q) const {
+        std::vector<double> s = seconds;
+        std::ranges::sort(s);
+        return s[static_cast<std::size_t>(q * static_cast<double>(s.size() - 1))];
+    }
+};
+
+json measure(const Size& size, int steps, const Mesh& mesh) {
+    const ComputeDType kinds[] = {ComputeDType::fp32, ComputeDType::bf16};
+    std::vector<TrainState> states;
+    std::vector<Timing> timings(2);
+    for (const ComputeDType k : kinds)
+        states.push_back(make_train_state(bench_config(size, k, mesh.dp_size()), 0, 1, Exec{}));
+    for (int step = -1; step < steps; ++step)  // step -1 warms up
+        for (std::size_t k = 0; k < 2; ++k) {
+            const RunConfig& c = states[k].config;
+            StepInputs in{.lr = 1e-4};
+            in.micro_batches.push_back(
+                test::tiny_batch(c, step + 1, mesh.dp_rank() * c.batch.micro_batch));
+            const auto begin = Clock::now();
+            train_step(states[k], in, mesh, Exec{});
+            if (step >= 0)
+                timings[k].seconds.push_back(
+                    std::chrono::duration<double>(Clock::now() - begin).count());
+        }
+    const RunConfig& c = states[0].config;
+    const double tokens = static_cast<double>(c.batch.global_batch * c.stages[0].seq_len);
+    json out{{"model", size.name},
+             {"parameters", count_parameters(c)},
+             {"ranks", mesh.dp_size()},
+             {"gflop_per_step", step_flop(c) / 1e9}};
+    for (std::size_t k = 0; k < 2; ++k) {
+        const Timing& t = timings[k];
+        out[k == 0 ? "fp32" : "bf16"] = {{"tok_s", tokens / t.quantile(0.5)},
+                                         {"gflop_s", step_flop(c) / t.quantile(0.5) / 1e9},
+                                         {"step_ms_median", 1e3 * t.quantile(0.5)},
+                                         {"step_ms_p10", 1e3 * t.quantile(0.1)},
+                                         {"step_ms_p90", 1e3 * t.quantile(0.9)}};
+    }
+    out["bf16_over_fp32_speed"] = timings[0].quantile(0.5) / timings[1].quantile(0.5);
+    return out;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    MpiSession session(argc, argv);
+    Mesh mesh = make_mesh(session.size(), 1);
+    int steps = 10;
+    std::string only;
+    for (int i = 1; i + 1 < argc; ++i) {
+        if (std::strcmp(argv[i], "--steps") == 0) steps = std::atoi(argv[i + 1]);
+        if (std::strcmp(argv[i], "--model") == 0) only = argv[i + 1];
+    }
+    const Size sizes[] = {{"small",
+                           {.vocab_size = 4096,
+                            .d_model = 256,
+                            .n_layers = 4,
+                            .n_heads = 4,
+                            .n_kv_heads = 4,
+                            .head_dim = 64,
+                            .d_ff = 680},
+                           256},
+                          {"124m",
+                           {.vocab_size = 50257,
+                            .d_model = 768,
+                            .n_layers = 12,
+                            .n_heads = 12,
+                            .n_kv_heads = 12,
+                            .head_dim = 64,
+                            .d_ff = 2048},
+                           64}};
+    json results = json::array();
+    for (const Size& size : sizes) {
+        if (!only.empty() && only != size.name) continue;
+        const json r = measure(size, steps, mesh);
+        if (session.rank() == 0) fmt::print("{}\n", r.dump(2));
+        results.push_back(r);
+    }
+    if (session.rank() == 0)
+        fmt::print("{}\n",
+                   json{{"bench", "train_step"}, {"steps", steps}, {"results", results}}.dump());
+    close_mesh(mesh);
+    session.close();
+    return 0;
+}

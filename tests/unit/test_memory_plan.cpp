@@ -1,0 +1,38 @@
+#include "tests/support/catch.h"
+
+#include "tests/support/tiny_run.h"
+
+using namespace stoa;
+using namespace stoa::test;
+
+TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
+    const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
+    const ComputeDType compute = GENERATE(ComputeDType::fp32, ComputeDType::bf16);
+    const int tp = GENERATE(1, 2, 4);
+    const RunConfig config = tiny_config({.recompute = recompute, .compute = compute}, 1, tp);
+    const MemoryPlan plan = plan_memory(config, tp - 1, tp);
+    TrainState s = make_train_state(config, tp - 1, tp, Exec{});
+    place_activations(s, config.batch.micro_batch, longest_sequence(config));
+    CHECK(s.arena.bytes() == plan.total_bytes());
+    // tensors lie one after the other, aligned, without overlap, up to the last byte
+    std::int64_t end = 0;
+    for (const PlannedTensor& t : plan.tensors) {
+        CHECK(t.offset_bytes == align_up(end));
+        end = t.offset_bytes + t.bytes();
+    }
+    CHECK(align_up(end) == plan.total_bytes());
+    CHECK(s.acts.key_end.data + s.acts.key_end.bytes() <= s.arena.data() + s.arena.bytes());
+}
+
+TEST_CASE("recompute keeps one block's activations instead of all", "[unit]") {
+    const MemoryPlan none = plan_memory(tiny_config({}, 1, 1), 0, 1);
+    const MemoryPlan full = plan_memory(tiny_config({.recompute = Recompute::full}, 1, 1), 0, 1);
+    CHECK(full.state_bytes == none.state_bytes);
+    CHECK(full.activation_bytes < none.activation_bytes);
+}
+
+TEST_CASE("tp divides the state", "[unit]") {
+    const MemoryPlan one = plan_memory(tiny_config({}, 1, 1), 0, 1);
+    const MemoryPlan four = plan_memory(tiny_config({}, 1, 4), 0, 4);
+    CHECK(four.state_bytes < one.state_bytes / 3);
+}
