@@ -31,11 +31,16 @@ std::int64_t total_tokens(const RunConfig& config);
 
 /// Slot `i` (0 <= i < global_batch) of the step: source index and ordinal of the sequence within
 /// the source. The mix is exact over every window of D slots (D = the least common denominator of
-/// the weights, at most 1000): a keyed permutation deals each window, so shares never drift.
+/// the weights, at most 1000; finer weights are rounded to thousandths): a permutation keyed by
+/// (seed, stage, window) deals each window, so shares never drift. A source's ordinals run on
+/// without gap or repeat inside a stage; the next stage starts at ceil(source_tokens / seq_len).
 struct SlotAssignment {
     std::int64_t source = 0;
     std::int64_t ordinal = 0;
 };
+/// Slots [begin, begin + count) of the step: one deal per window instead of one per slot.
+std::vector<SlotAssignment> assign_slots(const RunConfig& config, const CurriculumState& state,
+                                         std::int64_t begin, std::int64_t count);
 SlotAssignment assign_slot(const RunConfig& config, const CurriculumState& state,
                            std::int64_t slot);
 

@@ -24,13 +24,22 @@ struct MicroBatch {
 class TokenLoader {
 public:
     /// Opens the train split of every shards source and the generators of every reasoning source.
-    /// `config` is resolved (vocab, dp). errors: DataError
+    /// `config` is resolved (vocab, dp); `tokenizer` must outlive the loader. errors: DataError (no
+    /// or damaged shards, another tokenizer's shards, fewer tokens than a stage's seq_len + 1, a
+    /// stage that mixes an unknown source)
     TokenLoader(const RunConfig& config, const Tokenizer& tokenizer);
     /// grad_accum micro-batches of dp rank `dp_rank` of `dp_size`.
+    /// shards: ordinal n is window permute(n % windows) of epoch n / windows; windows are disjoint
+    /// runs of seq_len + 1 tokens that share their ends. No target follows an end-of-text token.
+    /// reasoning: whole problems, "prompt solution end-of-text", one after the other; the rest of
+    /// the row is end-of-text padding without targets. Prompt and solution are encoded apart, so
+    /// that generating from a prompt meets the ids of training.
+    /// errors: DataError (a problem longer than seq_len)
     std::vector<MicroBatch> load_step(const CurriculumState& state, std::int64_t dp_rank,
                                       std::int64_t dp_size) const;
     /// Held-out sequences of a shards source: `count` rows of `seq_len` from its holdout split,
-    /// evenly spaced; fewer when the split is small. errors: DataError when it is empty.
+    /// evenly spaced; fewer when the split is small (one padded row when it is shorter than
+    /// seq_len + 1). errors: DataError when it is empty.
     MicroBatch load_holdout(std::int64_t source, std::int64_t count, std::int64_t seq_len) const;
 
     TokenLoader(TokenLoader&&) noexcept;
