@@ -15,7 +15,6 @@ struct Rules {
     const KeyPlaces& places;
     std::vector<Problem>& problems;
 
-    bool is_wrong(const std::string& key) const { return places.wrong.contains(key); }
     /// The first of the keys that was given; a default has no place.
     Place place_of(const std::vector<std::string>& keys) const {
         for (const std::string& key : keys)
@@ -25,7 +24,8 @@ struct Rules {
     /// Reports unless `ok`, or unless one of the keys is already known to be wrong.
     void require(bool ok, const std::vector<std::string>& keys, const std::string& what,
                  const std::string& fix) {
-        if (ok || std::any_of(keys.begin(), keys.end(), [&](const auto& k) { return is_wrong(k); }))
+        if (ok || std::any_of(keys.begin(), keys.end(),
+                              [&](const auto& k) { return places.is_wrong(k); }))
             return;
         problems.push_back({place_of(keys), what, fix});
     }
@@ -33,7 +33,14 @@ struct Rules {
 
 std::int64_t nearest_multiple(std::int64_t n, std::int64_t divisor) {
     const std::int64_t below = n / divisor * divisor;
-    return below > 0 && n - below <= below + divisor - n ? below : below + divisor;
+    return below > 0 && n - below < below + divisor - n ? below : below + divisor;
+}
+
+/// "6 or 8": the multiples around n.
+std::string multiples_around(std::int64_t n, std::int64_t divisor) {
+    const std::int64_t below = n / divisor * divisor;
+    return below == 0 ? fmt::format("{}", divisor)
+                      : fmt::format("{} or {}", below, below + divisor);
 }
 
 void check_model(const RunConfig& c, Rules& rules) {
@@ -67,14 +74,14 @@ void check_batch(const RunConfig& c, Rules& rules) {
             false, {key, "batch.micro_batch"},
             fmt::format("batch.global_batch: expected a multiple of micro_batch ({}), got {}",
                         b.micro_batch, b.global_batch),
-            fmt::format("nearest: {}", nearest_multiple(b.global_batch, b.micro_batch)));
+            fmt::format("nearest: {}", multiples_around(b.global_batch, b.micro_batch)));
     } else if (dp > 0 && b.global_batch % (b.micro_batch * dp) != 0) {
         rules.require(
             false, {key, "batch.micro_batch", "parallel.dp"},
             fmt::format(
                 "batch.global_batch: expected a multiple of micro_batch x dp = {} x {}, got {}",
                 b.micro_batch, dp, b.global_batch),
-            fmt::format("nearest: {}", nearest_multiple(b.global_batch, b.micro_batch * dp)));
+            fmt::format("nearest: {}", multiples_around(b.global_batch, b.micro_batch * dp)));
     } else if (dp > 0 && b.grad_accum > 0 && b.micro_batch * dp * b.grad_accum != b.global_batch) {
         rules.require(
             false, {"batch.grad_accum", key, "batch.micro_batch", "parallel.dp"},
@@ -100,7 +107,7 @@ void check_schedule(const RunConfig& c, Rules& rules) {
     for (std::size_t i = 0; i < c.stages.size(); ++i) {
         total += static_cast<double>(c.stages[i].tokens);
         const std::string key = fmt::format("stages.{}.tokens", i);
-        budgets_known = budgets_known && !rules.is_wrong(key);
+        budgets_known = budgets_known && !rules.places.is_wrong(key);
         rules.require(
             c.stages[i].lr_warmup_tokens <= c.stages[i].tokens,
             {fmt::format("stages.{}.lr_warmup", i), key},
@@ -169,7 +176,7 @@ void check_sources(const RunConfig& c, Rules& rules) {
         const std::string base = "data.sources." + s.name;
         const std::string kind = base + ".kind", path = base + ".path",
                           families = base + ".families";
-        if (rules.is_wrong(kind)) continue;
+        if (rules.places.is_wrong(kind)) continue;
         const auto given = [&](const std::string& key) { return rules.places.given.contains(key); };
         if (s.kind == SourceKind::shards) {
             rules.require(!s.path.empty(), {path, base}, base + ": a shards source needs path",
@@ -189,6 +196,12 @@ void check_sources(const RunConfig& c, Rules& rules) {
 }
 
 }  // namespace
+
+bool KeyPlaces::is_wrong(const std::string& key) const {
+    for (std::size_t end = key.find('.'); end != std::string::npos; end = key.find('.', end + 1))
+        if (wrong.contains(key.substr(0, end))) return true;
+    return wrong.contains(key);
+}
 
 void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<Problem>& problems) {
     Rules rules{places, problems};

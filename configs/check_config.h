@@ -15,6 +15,8 @@ namespace stoa {
 struct KeyPlaces {
     std::map<std::string, Place> given;
     std::set<std::string> wrong;
+    /// The key itself or a section around it.
+    bool is_wrong(const std::string& key) const;
 };
 
 /// Every rule between keys that needs neither files nor ranks.

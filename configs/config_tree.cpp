@@ -1,6 +1,7 @@
 #include "configs/config_tree.h"
 
 #include <fmt/format.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -59,6 +60,7 @@ ConfigNode convert(const YAML::Node& node, const Place& fallback, int depth, Con
             const Place at = place_of(pair.first.Mark(), static_cast<int>(key.size()), c);
             // yaml-cpp keeps both entries of a repeated key and answers with the first.
             if (const auto* earlier = out.find(key)) {
+                out.damaged = true;
                 c.problems.push_back({at, fmt::format("duplicate key '{}'", key),
                                       fmt::format("already given on line {}; keep one of them",
                                                   earlier->place.line)});
@@ -98,6 +100,38 @@ int tab_indented_line(const std::string& text) {
 std::string syntax_message(std::string msg) {
     if (msg.empty()) msg = "cannot be read";
     return "not valid YAML: " + msg;
+}
+
+/// Notes where the last document began.
+struct DocumentStart : YAML::EventHandler {
+    YAML::Mark mark;
+    void OnDocumentStart(const YAML::Mark& m) override { mark = m; }
+    void OnDocumentEnd() override {}
+    void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+    void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+    void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  const std::string&) override {}
+    void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                         YAML::EmitterStyle::value) override {}
+    void OnSequenceEnd() override {}
+    void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                    YAML::EmitterStyle::value) override {}
+    void OnMapEnd() override {}
+};
+
+/// The only document of the text. Anything behind it is an error at its place. (YAML::LoadAll would
+/// do, but never ends for text such as ",", of which the parser consumes nothing.) errors:
+/// YAML::ParserException
+YAML::Node load_document(const std::string& text) {
+    const YAML::Node node = YAML::Load(text);
+    std::istringstream in(text);
+    YAML::Parser parser(in);
+    DocumentStart start;
+    if (!parser.HandleNextDocument(start) || !parser.HandleNextDocument(start)) return node;
+    const bool markers = ("\n" + text).find("\n---") != std::string::npos ||
+                         ("\n" + text).find("\n...") != std::string::npos;
+    throw YAML::ParserException(start.mark, markers ? "a second document begins here; give one"
+                                                    : "this does not belong here");
 }
 
 bool check_text(const ConfigSource& source, std::vector<Problem>& problems) {
@@ -237,28 +271,21 @@ ConfigNode parse_config_text(const ConfigSource& source, std::vector<Problem>& p
     ConfigNode empty;
     empty.kind = ConfigNode::Kind::map;
     if (!check_text(source, problems)) return empty;
-    std::vector<YAML::Node> documents;
+    YAML::Node document;
+    Conversion c{problems};
     try {
-        documents = YAML::LoadAll(source.text);
+        document = load_document(source.text);
     } catch (const YAML::Exception& e) {
-        Conversion c{problems};
         problems.push_back(
             {place_of(e.mark, 1, c), syntax_message(e.msg),
              "often a missing colon, quote or bracket on this line or the one before"});
         return empty;
     }
-    if (documents.empty() || (documents.size() == 1 && documents[0].IsNull())) {
+    if (document.IsNull()) {
         problems.push_back({{}, "the file is empty", "start from a copy of configs/tiny.yaml"});
         return empty;
     }
-    Conversion c{problems};
-    if (documents.size() > 1) {
-        problems.push_back({place_of(documents[1].Mark(), 1, c),
-                            "a second YAML document begins here",
-                            "a configuration is one document; remove the line `---`"});
-        return empty;
-    }
-    ConfigNode root = convert(documents[0], {Place::Kind::file, 1, 1, 0, 1}, 0, c);
+    ConfigNode root = convert(document, {Place::Kind::file, 1, 1, 0, 1}, 0, c);
     if (root.kind != ConfigNode::Kind::map) {
         problems.push_back(
             {root.place, fmt::format("the file holds {}, not sections with keys", root.kind_name()),
@@ -283,7 +310,7 @@ bool parse_override_value(const std::string& text, const Place& place, int index
     }
     try {
         Conversion c{problems, index};
-        out = convert(YAML::Load(text), place, 0, c);
+        out = convert(load_document(text), place, 0, c);
         return !c.too_large;
     } catch (const YAML::Exception& e) {
         problems.push_back(

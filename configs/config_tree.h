@@ -38,6 +38,7 @@ struct ConfigNode {
     struct Entry;
     std::vector<Entry> entries;     // map, in file order
     std::vector<ConfigNode> items;  // list
+    bool damaged = false;           // a problem inside has been reported
     const char* kind_name() const;  // "a list"
     Entry* find(const std::string& key);
 };

@@ -136,7 +136,7 @@ void Walk::require_keys(const std::string& schema, const std::string& path, cons
         const std::string word = key.substr(schema.size());
         if (word.find_first_of(".[") != std::string::npos) continue;
         const std::string full = path + word;
-        if (places.given.contains(full) || places.wrong.contains(full)) continue;
+        if (places.given.contains(full) || places.is_wrong(full)) continue;
         places.wrong.insert(full);
         problems.push_back({place, fmt::format("{} is missing", full),
                             fmt::format("{}: {} ({})", word, row.help, type_text(row))});
@@ -175,6 +175,7 @@ void Walk::fill_source(ConfigNode::Entry& entry) {
              fmt::format("the source name '{}' holds more than letters, digits, '-', '_'",
                          entry.key),
              "rename the source"});
+        places.wrong.insert("data.sources");
         return;
     }
     config.data.sources.push_back({});
@@ -197,7 +198,8 @@ void Walk::fill_key(ConfigNode::Entry& entry, const std::string& schema, const s
     const std::string key = schema + entry.key, full = path + entry.key;
     if (const KeyRow* row = find_key_row(key)) {
         places.given[full] = entry.place;
-        if (!read_field(*row, full, entry.value, target, problems)) places.wrong.insert(full);
+        if (!read_field(*row, full, entry.value, target, problems) || entry.value.damaged)
+            places.wrong.insert(full);
         for (const auto& e : entry.value.entries)
             places.given[full + "." + e.key] = e.place;
         return;
@@ -215,9 +217,7 @@ void Walk::fill_key(ConfigNode::Entry& entry, const std::string& schema, const s
             {entry.value.place,
              fmt::format("{}: expected a section with keys, got {}", full, entry.value.kind_name()),
              fmt::format("keys of {}: {}", full, fmt::join(words_after(key + "."), ", "))});
-        for (const KeyRow& row : key_rows())
-            if (std::string(row.key).starts_with(key + ".")) places.wrong.insert(row.key);
-        if (key == "data") places.wrong.insert("data.sources");
+        places.wrong.insert(full);
         return;
     }
     fill(entry.value, key + ".", full + ".", target);
@@ -320,7 +320,7 @@ LoadedConfig load_run_config_text(const std::string& text, const std::string& pa
     if (readable) {
         walk.fill(root, "", "", {&walk.config, nullptr, nullptr});
         const auto data = walk.places.given.find("data");
-        if (!walk.places.wrong.contains("data"))
+        if (!walk.places.is_wrong("data"))
             walk.require_keys("data.", "data.",
                               data == walk.places.given.end() ? Place{} : data->second);
         check_rules(walk.config, walk.places, walk.problems);
