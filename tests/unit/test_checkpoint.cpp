@@ -1,11 +1,10 @@
 // Checkpoints of a group of one, without MPI: what is written is what comes back.
 #include <hdf5.h>
 
-#include <catch2/catch.hpp>
-
 #include "checkpoints/file_io.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/run_directory.h"
+#include "tests/support/catch.h"
 #include "tests/support/checkpoints.h"
 
 using namespace stoa;
