@@ -1,9 +1,8 @@
 // The explicit backward of every layer against finite differences, through the real code in
 // float64: perturb each parameter tensor at a few elements, compare the change of the loss with the
 // gradient.
-#include "tests/support/catch.h"
-
 #include "kernels/elementwise.h"
+#include "tests/support/catch.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/model/loss.h"
 

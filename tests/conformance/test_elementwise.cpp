@@ -1,0 +1,140 @@
+#include <limits>
+
+#include "kernels/core/philox.h"
+#include "kernels/elementwise.h"
+#include "tests/conformance/conformance.h"
+
+using namespace stoa;
+using namespace stoa::test;
+
+namespace {
+
+/// Nearest bf16 by search among the two neighbours, ties to the even code: arithmetic, not bit
+/// tricks.
+std::uint16_t nearest_bf16(double x) {
+    const auto value = [](std::uint32_t code) {
+        // The first code past the largest finite one stands for 2^128, where rounding overflows.
+        return (code & 0x7fffu) == 0x7f80u
+                   ? 0x1p128
+                   : static_cast<double>(to_float(bf16{static_cast<std::uint16_t>(code)}));
+    };
+    const double size = std::abs(x);
+    std::uint32_t low = 0, high = 0x7f80;  // value(low) <= size < value(high)
+    if (size >= 0x1p128) low = 0x7f80;
+    while (high - low > 1 && low != 0x7f80) {
+        const std::uint32_t middle = (low + high) / 2;
+        (value(middle) <= size ? low : high) = middle;
+    }
+    std::uint32_t code = low;
+    if (low != 0x7f80) {
+        const double below = size - value(low), above = value(high) - size;
+        if (above < below || (above == below && low % 2 == 1)) code = high;
+    }
+    return static_cast<std::uint16_t>(code | (std::signbit(x) ? 0x8000u : 0u));
+}
+
+}  // namespace
+
+TEST_CASE("every bf16 code survives the way to fp32 and fp64 and back") {
+    const Tensor codes({65536}, DType::bf16), wide({65536}, DType::fp32),
+        wider({65536}, DType::fp64);
+    const Tensor back({65536}, DType::bf16);
+    for (std::size_t i = 0; i < 65536; ++i)
+        codes.as<bf16>()[i].bits = static_cast<std::uint16_t>(i);
+    for (const Tensor* middle : {&wide, &wider}) {
+        cast(*middle, codes, {});
+        cast(back, *middle, {});
+        std::size_t wrong = 0;
+        for (std::size_t i = 0; i < 65536; ++i) {
+            const bool nan = std::isnan(to_float(codes.as<bf16>()[i]));
+            const bf16 b = back.as<bf16>()[i];
+            if (nan ? !std::isnan(to_float(b)) : b.bits != i) ++wrong;
+        }
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("fp32 and fp64 round to the nearest bf16, ties to even") {
+    Draws draws(77, 0);
+    std::vector<float> values = {
+        0.0f,    -0.0f,    1.00390625f, 1.01171875f,
+        3.4e38f, -3.4e38f, 1e-40f,      std::numeric_limits<float>::infinity()};
+    for (int i = 0; i < 20000; ++i) {
+        const auto x = std::bit_cast<float>(draws.next_u32());
+        if (!std::isnan(x)) values.push_back(x);
+        if (std::isfinite(x))  // a tie
+            values.push_back(
+                std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) & 0xffff0000u) | 0x8000u));
+    }
+    const auto n = static_cast<std::int64_t>(values.size());
+    const Tensor x({n}, DType::fp32), x64({n}, DType::fp64), y({n}, DType::bf16),
+        y64({n}, DType::bf16);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        x.as<float>()[i] = values[i];
+        // Just off the fp32 value: rounding to fp32 first would hide on which side of a tie it
+        // lies.
+        x64.as<double>()[i] = values[i] * (1.0 + (i % 2 == 0 ? 1e-12 : -1e-12));
+    }
+    cast(y, x, {});
+    cast(y64, x64, {});
+    std::size_t wrong = 0, wrong64 = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        if (y.as<bf16>()[i].bits != nearest_bf16(values[i])) ++wrong;
+        if (y64.as<bf16>()[i].bits != nearest_bf16(x64.as<double>()[i])) ++wrong64;
+    }
+    CHECK(wrong == 0);
+    CHECK(wrong64 == 0);
+}
+
+TEST_CASE("add and zero, also in place") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    for (const std::int64_t n : {1, 31, 1000}) {
+        const Tensor a = random_tensor({n}, dtype, 1), b = random_tensor({n}, dtype, 2);
+        auto sum = to_double(a);
+        for (std::size_t i = 0; i < sum.size(); ++i)
+            sum[i] += to_double(b)[i];
+        const PoisonedTensor y = poisoned_tensor({n}, dtype);
+        add(y, a, b, {});
+        CHECK(relative_error(to_double(y), sum) < tolerance(dtype));
+        CHECK(y.guards_intact());
+        add(a, a, b, {});
+        CHECK(bytes_of(a) == bytes_of(y));
+        zero(y, {});
+        CHECK(bytes_of(y) == std::vector<std::byte>(static_cast<std::size_t>(y.view.bytes())));
+        CHECK(y.guards_intact());
+    }
+    zero(TensorView{}, {});  // an absent tensor
+}
+
+TEST_CASE("sum_of_squares adds in float64") {
+    const DType dtype = GENERATE(DType::fp32, DType::fp64);
+    for (const std::int64_t n : {1, 15, 16, 100001}) {
+        const Tensor x = random_tensor({n}, dtype, 1), out({1}, DType::fp64);
+        double sum = 2.5;
+        for (const double v : to_double(x))
+            sum += v * v;
+        out.as<double>()[0] = 2.5;
+        sum_of_squares(out, x, {});
+        CHECK(std::abs(out.as<double>()[0] - sum) < 1e-11 * sum);
+        check_same_bits([&] {
+            out.as<double>()[0] = 0.0;
+            sum_of_squares(out, x, {});
+            return bytes_of(out);
+        });
+    }
+    const Tensor large({3}, DType::fp32), out({1}, DType::fp64);
+    for (float& v : large.as<float>())
+        v = 1e30f;  // its square does not fit fp32
+    sum_of_squares(out, large, {});
+    CHECK(std::abs(out.as<double>()[0] / 3e60 - 1.0) < 1e-6);
+}
+
+TEST_CASE("elementwise ops refuse what does not fit") {
+    const Tensor a({8}, DType::fp32), b({7}, DType::fp32), h({8}, DType::bf16),
+        out({1}, DType::fp64);
+    CHECK_THROWS_AS(add(a, a, b, {}), ShapeError);
+    CHECK_THROWS_AS(add(a, a, h, {}), ShapeError);
+    CHECK_THROWS_AS(cast(a, b, {}), ShapeError);
+    CHECK_THROWS_AS(sum_of_squares(out, h, {}), ShapeError);
+    CHECK_THROWS_AS(sum_of_squares(a, a, {}), ShapeError);
+}
