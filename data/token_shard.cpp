@@ -88,7 +88,8 @@ bool write_h5(const std::string& path, const TokenShardInfo& info, hid_t token_t
     const H5Quiet quiet;
     const H5Plist access(H5Pcreate(H5P_FILE_ACCESS));
     H5Pset_libver_bounds(access.id(), H5F_LIBVER_V110, H5F_LIBVER_V110);
-    H5Pset_alignment(access.id(), 4096, 4096);
+    H5Pset_alignment(access.id(), 1, 64);          // the mapping is read as arrays of integers
+    H5Pset_small_data_block_size(access.id(), 0);  // or small datasets share a block, unaligned
     H5Pset_file_locking(access.id(), false, true);
     H5File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()));
     const std::int64_t vocab = info.vocab_size, end_of_text = info.end_of_text;

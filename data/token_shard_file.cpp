@@ -83,7 +83,7 @@ Located locate(const H5File& h5, const std::string& path, const MappedFile& file
     if (count == 0 || offset == HADDR_UNDEF || offset % item != 0 || offset > body ||
         count > (body - offset) / item)
         refuse(path, "not a token shard", fmt::format("{} inside the file", name),
-               fmt::format("{} elements", count));
+               fmt::format("{} elements at byte {} of {}", count, offset, body));
     return {file.data() + offset, static_cast<std::int64_t>(count), item};
 }
 
