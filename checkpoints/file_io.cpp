@@ -32,7 +32,8 @@ std::string hint_for(int error_number) {
         case EPERM:
             return "the run directory must be writable for this user";
         case ENOENT:
-            return "every rank needs the same run directory, on a shared file system";
+            return "deleted, or not visible here: all hosts need the run directory on a "
+                   "shared file system";
         default:
             return "";
     }

@@ -73,10 +73,11 @@ int ckpt_ls(const Args& args) {
         "ls", "Lists the checkpoints of a run, oldest first. Nothing but manifests is read.",
         [](CommandLine&) {}, args);
     if (!values) return 0;
+    const auto dirs = checkpoints_at((*values)["dir"].as<std::string>());
     fmt::print("{:>10}  {:>14}  {:>5}  {:>3}  {:>14}  {}\n", "step", "tokens", "stage", "tp",
                "bytes", "directory");
     bool damaged = false;
-    for (const std::string& dir : checkpoints_at((*values)["dir"].as<std::string>())) {
+    for (const std::string& dir : dirs) {
         try {
             const Manifest m = read_manifest(dir);
             fmt::print("{:>10}  {:>14}  {:>5}  {:>3}  {:>14}  {}\n", m.meta.step,
