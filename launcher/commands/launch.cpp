@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -75,11 +76,11 @@ std::vector<char*> c_strings(std::vector<std::string>& strings) {
 /// What the handlers tell the waiting loop. Signal handlers can reach nothing but globals.
 volatile sig_atomic_t g_stop_signals = 0;  // how often we were asked to stop
 volatile sig_atomic_t g_interrupted = 0;   // by Ctrl-C
-volatile sig_atomic_t g_urgent = 0;        // INT or TERM for the second time
+volatile sig_atomic_t g_urgent = 0;        // INT and TERM after the first request
 
 void on_stop_signal(int signal) {
     const bool urgent = signal == SIGINT || signal == SIGTERM;
-    if (urgent && g_stop_signals > 0) g_urgent = 1;
+    if (urgent && g_stop_signals > 0) g_urgent = g_urgent + 1;
     if (signal == SIGINT) g_interrupted = 1;
     g_stop_signals = g_stop_signals + 1;
 }
@@ -112,8 +113,11 @@ public:
     }
     StopSignals(const StopSignals&) = delete;
     StopSignals& operator=(const StopSignals&) = delete;
-    /// Sleeps until a signal came.
-    void wait() const { sigsuspend(&mask_); }
+    /// Sleeps until a signal came, at most `seconds`. Returns true when the time was up.
+    bool wait(int seconds) const {
+        const timespec limit{seconds, 0};
+        return ppoll(nullptr, 0, &limit, &mask_) == 0;
+    }
     /// For the child, before exec: the signals as they were.
     void restore_in_child() const {
         for (const int s : kSignals)
@@ -145,31 +149,43 @@ private:
     _exit(127);
 }
 
+/// First request: SIGUSR2, which mpirun passes to every rank (SIGINT and SIGTERM would make it kill
+/// them). A second SIGINT or SIGTERM: SIGTERM, on which mpirun ends its ranks within a second. A
+/// third: SIGKILL.
+void pass_on_requests(pid_t child, int& passed) {
+    if (g_stop_signals > 0 && passed == 0) {
+        kill(child, SIGUSR2);
+        passed = 1;
+        fmt::print(stderr,
+                   "stoa: stopping after this step and saving; Ctrl-C again stops at once\n");
+    }
+    for (; passed > 0 && passed <= g_urgent; ++passed) {
+        if (passed == 1) fmt::print(stderr, "stoa: stopped at once, nothing was saved\n");
+        passed == 1 ? kill(child, SIGTERM) : kill(-child, SIGKILL);
+    }
+}
+
 int wait_for_mpirun(pid_t child, const StopSignals& signals) {
-    int forwarded = 0, status = 0;
+    int passed = 0, status = 0;
     for (;;) {
         const pid_t done = waitpid(child, &status, WNOHANG);
         if (done == child) break;
         if (done < 0 && errno != EINTR)
             throw DeviceError({.what = std::string("lost mpirun: ") + std::strerror(errno)});
-        if (g_urgent) {
-            kill(-child, SIGKILL);  // its ranks see the connection go and end, too
-            fmt::print(stderr, "stoa: stopped at once, nothing was saved\n");
-            g_urgent = 0;
-        } else if (forwarded < 1 && g_stop_signals > 0) {
-            // mpirun passes SIGUSR2 to every rank and stays; SIGINT and SIGTERM would make it kill
-            // them.
-            kill(child, SIGUSR2);
-            forwarded = 1;
-            fmt::print(stderr,
-                       "stoa: stopping after this step and saving; Ctrl-C again stops at once\n");
-        }
-        signals.wait();
+        pass_on_requests(child, passed);
+        // A request that reaches mpirun before its ranks exist is lost: ask again until it is gone.
+        constexpr int kAskAgainSeconds = 10;
+        if (signals.wait(kAskAgainSeconds) && passed == 1) kill(child, SIGUSR2);
     }
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    const bool saved = code == static_cast<int>(ExitCode::preempted);
-    const bool killed = WIFSIGNALED(status) && g_interrupted;
-    return (saved || killed) && g_interrupted ? static_cast<int>(ExitCode::interrupted) : code;
+    constexpr int kSaved = static_cast<int>(ExitCode::preempted);
+    if (passed >= 2) return g_interrupted ? static_cast<int>(ExitCode::interrupted) : 128 + SIGTERM;
+    // Before they are ready to save, ranks (or mpirun) simply end by SIGUSR2: run again is right,
+    // too.
+    const bool too_early = passed == 1 && code == 128 + SIGUSR2;
+    if (too_early) fmt::print(stderr, "stoa: stopped before training began, nothing was saved\n");
+    if (code != kSaved && !too_early) return code;
+    return g_interrupted ? static_cast<int>(ExitCode::interrupted) : kSaved;
 }
 
 int run_mpirun(LaunchPlan& plan) {
