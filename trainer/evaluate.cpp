@@ -140,14 +140,13 @@ double EvalReport::accuracy() const {
 }
 
 EvalReport evaluate(TrainState& s, const CurriculumState& curriculum, const TokenLoader& loader,
-                    const Tokenizer& tokenizer, bool with_problems, const Mesh& mesh,
-                    const Exec& exec) {
+                    const Tokenizer& tokenizer, EvalWhen when, const Mesh& mesh, const Exec& exec) {
     const RunConfig& config = s.config;
     const std::int64_t seq_len = run_finished(curriculum, config)
                                      ? config.stages.back().seq_len
                                      : stage_at(curriculum, config).seq_len;
-    EvalReport report{.step = curriculum.step};
-    report.stage = run_finished(curriculum, config) ? "end" : stage_at(curriculum, config).name;
+    EvalReport report{.step = curriculum.step, .when = when};
+    if (!run_finished(curriculum, config)) report.stage = stage_at(curriculum, config).name;
     for (std::size_t i = 0; i < config.data.sources.size(); ++i) {
         const SourceConfig& source = config.data.sources[i];
         if (source.kind == SourceKind::shards) {
@@ -164,7 +163,7 @@ EvalReport evaluate(TrainState& s, const CurriculumState& curriculum, const Toke
             std::vector<ReasoningSample> problems;
             agree(mesh.world, "make held-out problems",
                   [&] { problems = held_out_problems(config, source, family); });
-            if (with_problems) {
+            if (when != EvalWhen::start) {
                 report.accuracies.push_back(
                     held_out_accuracy(s, family, problems, tokenizer, report.shown, mesh, exec));
                 report.accuracies.back().difficulty = source.difficulty;

@@ -29,9 +29,18 @@ struct SolvedProblem {
     std::string family, question, solution, answer, why;  // why: the reason of a refusal
     bool verified = false;
 };
+enum class EvalWhen { start, interval, stage_switch, end };
+constexpr const char* eval_when_name(EvalWhen w) {
+    return w == EvalWhen::start          ? "start"
+           : w == EvalWhen::interval     ? "interval"
+           : w == EvalWhen::stage_switch ? "switch"
+                                         : "end";
+}
+
 struct EvalReport {
     std::int64_t step = 0;
-    std::string stage;
+    EvalWhen when = EvalWhen::interval;
+    std::string stage;  // that the next step belongs to; empty at the end
     std::vector<SourceLoss> losses;
     std::vector<FamilyAccuracy> accuracies;
     std::vector<SolvedProblem> shown;  // the first problems of each family, on rank 0
@@ -39,9 +48,8 @@ struct EvalReport {
 };
 
 /// comm: as the model over tp; sums over dp. Every rank returns the same numbers.
-/// `with_problems` false: losses only.
+/// At the start the losses only: nothing has been learnt yet.
 EvalReport evaluate(TrainState& s, const CurriculumState& curriculum, const TokenLoader& loader,
-                    const Tokenizer& tokenizer, bool with_problems, const Mesh& mesh,
-                    const Exec& exec);
+                    const Tokenizer& tokenizer, EvalWhen when, const Mesh& mesh, const Exec& exec);
 
 }  // namespace stoa

@@ -106,7 +106,11 @@ void MetricsFiles::write_event(const std::string& event, std::int64_t step,
 
 void MetricsFiles::write_eval(const EvalReport& r) {
     if (run_dir_.empty()) return;
-    ordered_json line{{"v", 1}, {"step", r.step}, {"stage", r.stage}, {"time", utc_now()}};
+    ordered_json line{{"v", 1},
+                      {"step", r.step},
+                      {"when", eval_when_name(r.when)},
+                      {"stage", r.stage},
+                      {"time", utc_now()}};
     for (const SourceLoss& l : r.losses)
         line["losses"].push_back(
             {{"source", l.source}, {"loss", finite(l.loss)}, {"tokens", l.tokens}});
@@ -131,6 +135,8 @@ std::vector<EvalReport> MetricsFiles::read_evals() const {
     std::vector<EvalReport> reports;
     for (const ordered_json& line : read_lines(run_dir_ + "/eval.jsonl")) {
         EvalReport r{.step = line.value("step", std::int64_t{0}), .stage = line.value("stage", "")};
+        for (const EvalWhen w : {EvalWhen::start, EvalWhen::stage_switch, EvalWhen::end})
+            if (line.value("when", "") == eval_when_name(w)) r.when = w;
         for (const auto& l : line.value("losses", ordered_json::array()))
             r.losses.push_back({.source = l.value("source", ""),
                                 .loss = l["loss"].is_number() ? l["loss"].get<double>() : NAN,

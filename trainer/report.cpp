@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 namespace stoa {
 namespace {
@@ -26,6 +27,13 @@ std::string percent(std::int64_t part, std::int64_t whole) {
     return whole == 0 ? "-"
                       : fmt::format("{:.1f}%",
                                     100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+// Under mpirun every rank sees a pseudo-terminal; `stoa launch` says in STOA_TTY where its output
+// goes.
+bool terminal_at_the_end() {
+    if (const char* told = std::getenv("STOA_TTY")) return told[0] == '1';
+    return std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr && isatty(STDOUT_FILENO) == 1;
 }
 
 }  // namespace
@@ -56,8 +64,7 @@ std::string progress_line(const StepRecord& r, std::int64_t total_steps, double 
 }
 
 void show_progress(const std::string& line, bool finish_line) {
-    const bool tty = isatty(STDOUT_FILENO) == 1;
-    if (tty)
+    if (terminal_at_the_end())
         fmt::print("\r{}\x1b[K{}", line, finish_line ? "\n" : "");
     else
         fmt::print("{}\n", line);
@@ -93,19 +100,14 @@ std::string solutions_text(const EvalReport& r) {
 }
 
 std::string accuracy_table(const std::vector<EvalReport>& evals) {
-    // One column per evaluation that opened a stage with problems measured, and the last one.
+    // One column per stage switch, and the end.
     std::vector<const EvalReport*> columns;
-    for (const EvalReport& e : evals) {
-        if (e.accuracies.empty()) continue;
-        if (columns.empty() || columns.back()->stage != e.stage)
-            columns.push_back(&e);
-        else if (&e == &evals.back())
-            columns.push_back(&e);
-    }
+    for (const EvalReport& e : evals)
+        if (!e.accuracies.empty() && e.when != EvalWhen::interval) columns.push_back(&e);
     if (columns.empty()) return "";
     std::string s = fmt::format("{:<18}", "family");
     for (const EvalReport* e : columns)
-        s += fmt::format("  {:>22}", e->stage == "end"
+        s += fmt::format("  {:>22}", e->when == EvalWhen::end
                                          ? fmt::format("end (step {})", e->step)
                                          : fmt::format("before {} (step {})", e->stage, e->step));
     s += "\n";

@@ -43,9 +43,9 @@ void save(TrainRun& run, MetricsFiles& files) {
     });
 }
 
-EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, bool with_problems) {
-    EvalReport report = evaluate(run.state, run.curriculum, run.loader, run.tokenizer,
-                                 with_problems, run.mesh, run.exec);
+EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, EvalWhen when) {
+    EvalReport report =
+        evaluate(run.state, run.curriculum, run.loader, run.tokenizer, when, run.mesh, run.exec);
     on_rank_0(run.mesh, "write evaluation", [&] {
         files.write_eval(report);
         fmt::print("{}\n", eval_line(report));
@@ -105,7 +105,7 @@ ExitCode train_loop(TrainRun& run) {
                           {{"ranks", std::to_string(mesh.world.size())}});
     });
     EvalReport last;
-    if (run.curriculum.step == 0) last = evaluate_and_report(run, files, /*with_problems=*/false);
+    if (run.curriculum.step == 0) last = evaluate_and_report(run, files, EvalWhen::start);
 
     auto last_save = Clock::now();
     double seconds_per_step = 0.0;
@@ -169,7 +169,10 @@ ExitCode train_loop(TrainRun& run) {
         }
         const bool eval_due = config.eval.every_steps > 0 && step % config.eval.every_steps == 0;
         if (finished || ((switched || eval_due) && !leaving))
-            last = evaluate_and_report(run, files, /*with_problems=*/true);
+            last = evaluate_and_report(run, files,
+                                       finished   ? EvalWhen::end
+                                       : switched ? EvalWhen::stage_switch
+                                                  : EvalWhen::interval);
         const bool save_due = result.save_due || (config.checkpoint.every_steps > 0 &&
                                                   step % config.checkpoint.every_steps == 0);
         if (save_due || finished || leaving) {

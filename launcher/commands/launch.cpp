@@ -50,6 +50,8 @@ std::vector<std::string> clean_environment() {
         if ((job_state && !setting) || inherited) continue;
         out.push_back(entry);
     }
+    // Ranks write to a pseudo-terminal of mpirun's: only the launcher knows where that ends.
+    out.push_back(fmt::format("STOA_TTY={}", isatty(STDOUT_FILENO)));
     if (geteuid() == 0) {  // containers; mpirun refuses to run as root without both
         out.emplace_back("OMPI_ALLOW_RUN_AS_ROOT=1");
         out.emplace_back("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");

@@ -41,8 +41,10 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
     StageConfig stage;
     stage.name = "only";
     stage.seq_len = 16;
+    stage.mix["made-up"] = 1.0;
     stage.tokens = 50 * o.global_batch * stage.seq_len;
     c.stages.push_back(stage);
+    c.data.sources.push_back({.name = "made-up"});
     return c;
 }
 

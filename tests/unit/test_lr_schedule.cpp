@@ -1,5 +1,4 @@
 #include "tests/support/catch.h"
-
 #include "trainer/lr_schedule.h"
 
 using namespace stoa;
@@ -11,8 +10,9 @@ RunConfig config_of(ScheduleKind kind) {
     c.optimizer.lr = 1.0;
     c.schedule = {.kind = kind, .warmup = 0.1, .decay = 0.2, .final_lr = 0.1};
     c.batch.global_batch = 1;
-    c.stages = {{.name = "a", .tokens = 500, .seq_len = 10},
-                {.name = "b", .tokens = 500, .seq_len = 10}};
+    c.stages = {{.name = "a", .tokens = 500, .seq_len = 10, .mix = {{"x", 1.0}}},
+                {.name = "b", .tokens = 500, .seq_len = 10, .mix = {{"x", 1.0}}}};
+    c.data.sources = {{.name = "x"}};
     return c;
 }
 
