@@ -133,13 +133,14 @@ TEST_CASE("SIGTERM saves, leaves with 75, and the resumed run ends with the same
 
 TEST_CASE("Ctrl-C to the launcher saves and leaves with 130", "[fault]") {
     // set -m: without job control a shell's background job would ignore SIGINT
-    const Outcome o = run_shell(
-        "bash -c 'set -m; " + stoa_binary() + " launch --ranks 2 " + project() +
-        "/run.yaml run.name=ctrl-c \"stages.0.tokens=2M tokens\" & pid=$!; for i in $(seq 600); do "
-        "[ $(cat " +
-        run_dir("ctrl-c") +
-        "/metrics.jsonl 2>/dev/null | wc -l) -ge 3 ] && break; sleep 0.02; done; "
-        "kill -INT $pid; wait $pid'");
+    const Outcome o =
+        run_shell("bash -c 'set -m; " + stoa_binary() + " launch --ranks 2 " + project() +
+                  "/run.yaml run.name=ctrl-c \"stages.0.tokens=2M tokens\" checkpoint.every=1000 & "
+                  "pid=$!; for i in $(seq 600); do "
+                  "[ $(cat " +
+                  run_dir("ctrl-c") +
+                  "/metrics.jsonl 2>/dev/null | wc -l) -ge 3 ] && break; sleep 0.02; done; "
+                  "kill -INT $pid; wait $pid'");
     INFO(o.output);
     CHECK(o.code == 130);
     CHECK(list_checkpoints(run_dir("ctrl-c")).size() == 1);

@@ -33,14 +33,14 @@ inline std::string made_up_text(std::uint64_t seed, int sentences) {
 }
 
 /// Writes <dir>/text-*.txt, builds <dir>/web, writes <dir>/run.yaml with `stage_tokens` per stage
-/// (512 tokens a step). Returns the outcome of `stoa data build`.
+/// (1024 tokens a step). Returns the outcome of `stoa data build`.
 inline Outcome make_tiny_project(const std::string& dir, std::int64_t steps_per_stage,
                                  const std::string& extra = "") {
     fs::create_directories(dir);
     for (int f = 0; f < 4; ++f)
         write_text(dir + "/text-" + std::to_string(f) + ".txt",
                    made_up_text(static_cast<std::uint64_t>(f), 300));
-    const std::string tokens = std::to_string(steps_per_stage * 512);
+    const std::string tokens = std::to_string(steps_per_stage * 1024);
     write_text(
         dir + "/run.yaml",
         "run: {name: tiny, dir: " + dir +
@@ -51,10 +51,10 @@ inline Outcome make_tiny_project(const std::string& dir, std::int64_t steps_per_
             "stages:\n"
             "  - {name: web, tokens: " +
             tokens +
-            ", seq_len: 64, mix: {web: 1}}\n"
+            ", seq_len: 128, mix: {web: 1}}\n"
             "  - {name: reason, tokens: " +
             tokens +
-            ", seq_len: 64, mix: {web: 0.25, easy: 0.75}}\n"
+            ", seq_len: 128, mix: {web: 0.25, easy: 0.75}}\n"
             "data:\n"
             "  tokenizer: " +
             dir +
@@ -65,7 +65,7 @@ inline Outcome make_tiny_project(const std::string& dir, std::int64_t steps_per_
             "/web}\n"
             "    easy: {kind: reasoning, families: [chain_sum], difficulty: 1, loss_on: solution}\n"
             "checkpoint: {every: 5 steps, keep: 3}\n"
-            "eval: {every: 0 steps, sequences: 4, problems: 4, max_new_tokens: 24}\n"
+            "eval: {every: 0 steps, sequences: 4, problems: 4, max_new_tokens: 48}\n"
             "log: {every: 1}\n" +
             extra);
     return run_shell(stoa_binary() + " data build " + dir + "/text-*.txt --out " + dir +
