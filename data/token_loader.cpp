@@ -89,13 +89,26 @@ struct Source {
     std::vector<const ReasoningFamily*> families;  // reasoning
 };
 
+TokenStream open_stream(const std::string& dir, const std::string& split,
+                        const Tokenizer& tokenizer) {
+    TokenStream stream = TokenStream::open(dir, split, tokenizer.hash());
+    if (stream.info().vocab_size != tokenizer.vocab_size() ||
+        stream.info().end_of_text != tokenizer.end_of_text())
+        throw DataError(
+            {.what = "the shards contradict their tokenizer",
+             .where = dir,
+             .expected = fmt::format("vocab_size {}, end-of-text {}", tokenizer.vocab_size(),
+                                     tokenizer.end_of_text()),
+             .actual = fmt::format("{}, {}", stream.info().vocab_size, stream.info().end_of_text)});
+    return stream;
+}
+
 Source open_source(const SourceConfig& config, const Tokenizer& tokenizer) {
     Source source{.config = config, .train = {}, .holdout = {}, .families = {}};
     if (config.kind == SourceKind::shards) {
-        const std::string hash = tokenizer.hash();
-        source.train = TokenStream::open(config.path, "train", hash);
+        source.train = open_stream(config.path, "train", tokenizer);
         if (TokenStream::exists(config.path, "holdout"))
-            source.holdout = TokenStream::open(config.path, "holdout", hash);
+            source.holdout = open_stream(config.path, "holdout", tokenizer);
         return source;
     }
     for (const std::string& name : config.families)
