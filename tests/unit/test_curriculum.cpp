@@ -93,7 +93,9 @@ TEST_CASE("the mix is exact in every window", "[unit]") {
 }
 
 TEST_CASE("a stage goes on where the source stood", "[unit]") {
-    const RunConfig c = make_config({{"a", 0.7}, {"b", 0.3}}, {{"a", 0.5}, {"b", 0.5}});
+    RunConfig c = make_config({{"a", 0.7}, {"b", 0.3}}, {{"a", 0.5}, {"b", 0.5}});
+    c.stages[1].seq_len = 48;  // 140 * 16 = 46.7 * 48
+    c.stages[1].tokens = 8 * 48 * 10;
     CurriculumState s = initial_curriculum(c);
     while (s.stage == 0)
         s = advance(s, c);
@@ -103,9 +105,9 @@ TEST_CASE("a stage goes on where the source stood", "[unit]") {
     for (; !run_finished(s, c); s = advance(s, c))
         for (const SlotAssignment& a : slots_of(c, s))
             first.try_emplace(a.source, a.ordinal);
-    CHECK(first[0] == (140 * 16 + 31) / 32);
-    CHECK(first[1] == (60 * 16 + 31) / 32);
-    CHECK(s.source_tokens[0] == 140 * 16 + 40 * 32);
+    CHECK(first[0] == 47);
+    CHECK(first[1] == 20);
+    CHECK(s.source_tokens[0] == 140 * 16 + 40 * 48);
 }
 
 TEST_CASE("a slot depends on the state and its number only", "[unit]") {

@@ -122,7 +122,7 @@ TEST_CASE("the two splits", "[unit]") {
     CHECK(pieces_of(kGpt2Split, text) ==
           Pieces{"We", "'", "LL", " go", " ", " now", ":", " 123", "\n\n", " x"});
     // U+180E is no white space (PCRE2's own \s says it is).
-    CHECK(pieces_of(kQwen2Split, "a \xe1\xa0\x8e") == Pieces{"a", " \xe1\xa0\x8e"});
+    CHECK(pieces_of(kQwen2Split, "!\xe1\xa0\x8e") == Pieces{"!\xe1\xa0\x8e"});
     // Text between the matches of a foreign pattern is kept.
     CHECK(pieces_of("b+", "abbcb") == Pieces{"a", "bb", "c", "b"});
     CHECK(pieces_of("b*", "abbc") == Pieces{"a", "bb", "c"});
