@@ -1,7 +1,7 @@
 #pragma once
 // What the op tests share: every instruction set of this machine, bit comparison, and gradients by
 // central differences of the forward op in fp64.
-#include <catch2/catch.hpp>
+#include "tests/support/catch.h"
 #include <cstring>
 #include <vector>
 

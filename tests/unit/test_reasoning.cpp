@@ -1,6 +1,6 @@
 #include <xxhash.h>
 
-#include <catch2/catch.hpp>
+#include "tests/support/catch.h"
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
