@@ -165,12 +165,11 @@ struct TokenLoader::State {
                          tokenizer->end_of_text());
     }
 
-    Problem make_problem(const Source& source, std::int64_t index, std::int64_t seq_len) const {
-        const auto n = static_cast<std::int64_t>(source.families.size());
-        const ReasoningFamily& family = *source.families[static_cast<std::size_t>(index % n)];
+    Problem make_problem(const Source& source, const ReasoningFamily& family, std::int64_t index,
+                         std::int64_t seq_len) const {
         const std::int64_t difficulty = source.config.difficulty;
-        const RenderedSample text = render(
-            make_sample(family, difficulty, config.run.seed, ReasoningSplit::train, index / n));
+        const RenderedSample text =
+            render(make_sample(family, difficulty, config.run.seed, ReasoningSplit::train, index));
         Problem problem{tokenizer->encode(text.prompt), 0};
         problem.prompt = static_cast<std::int64_t>(problem.tokens.size());
         const std::vector<TokenId> solution = tokenizer->encode(text.solution);
@@ -180,7 +179,7 @@ struct TokenLoader::State {
         if (needed > seq_len)
             throw DataError({.what = "a reasoning problem is longer than a sequence",
                              .where = fmt::format("family {}, difficulty {}, sample {}",
-                                                  family.name, difficulty, index / n),
+                                                  family.name, difficulty, index),
                              .expected = fmt::format("seq_len >= {}", needed),
                              .actual = std::to_string(seq_len),
                              .hint = "raise the stage's seq_len or lower the source's difficulty"});
@@ -195,7 +194,10 @@ struct TokenLoader::State {
         const std::int64_t most = std::max<std::int64_t>(1, row.seq_len / kFewestProblemTokens);
         std::int64_t at = 0;
         for (std::int64_t j = 0; j < most; ++j) {
-            const Problem p = make_problem(source, first + j, row.seq_len);
+            // Families take turns, and rows begin with each in turn: a long problem that never fits
+            // behind another still opens its share of the rows.
+            const auto turn = static_cast<std::size_t>(ordinal + j) % source.families.size();
+            const Problem p = make_problem(source, *source.families[turn], first + j, row.seq_len);
             const auto n = static_cast<std::int64_t>(p.tokens.size());
             if (n > row.seq_len - at) break;
             for (std::int64_t i = 0; i < n; ++i) {
@@ -210,6 +212,18 @@ struct TokenLoader::State {
         }
         pad_row(row, at, tokenizer->end_of_text());
     }
+
+    // A stage that cannot hold its problems is found before the first step, not when it begins.
+    void check_problems_fit(const StageConfig& stage) const {
+        constexpr std::int64_t kTried = 32;
+        for (const Source& source : sources) {
+            const auto share = stage.mix.find(source.config.name);
+            if (share == stage.mix.end() || share->second <= 0.0) continue;
+            for (const ReasoningFamily* family : source.families)
+                for (std::int64_t i = 0; i < kTried; ++i)
+                    make_problem(source, *family, i, stage.seq_len);
+        }
+    }
 };
 
 std::int64_t MicroBatch::valid_tokens() const {
@@ -222,8 +236,10 @@ TokenLoader::TokenLoader(const RunConfig& config, const Tokenizer& tokenizer)
     state_->tokenizer = &tokenizer;
     for (const SourceConfig& source : config.data.sources)
         state_->sources.push_back(open_source(source, tokenizer));
-    for (const StageConfig& stage : config.stages)
+    for (const StageConfig& stage : config.stages) {
         check_stage(stage, state_->sources);
+        state_->check_problems_fit(stage);
+    }
 }
 TokenLoader::TokenLoader(TokenLoader&&) noexcept = default;
 TokenLoader::~TokenLoader() = default;
