@@ -9,22 +9,12 @@
 #include "kernels/cuda/device.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "trainer/model/activations.h"
 
 namespace po = boost::program_options;
 
 namespace stoa {
 namespace {
-
-/// Weights of a dense decoder with grouped-query attention, per-head query and key norms and
-/// SwiGLU.
-std::int64_t count_parameters(const ModelConfig& m) {
-    const std::int64_t q = m.n_heads * m.head_dim, kv = m.n_kv_heads * m.head_dim;
-    const std::int64_t attention = m.d_model * (q + 2 * kv) + q * m.d_model + 2 * m.head_dim;
-    const std::int64_t mlp = 3 * m.d_model * m.d_ff, norms = 2 * m.d_model;
-    const std::int64_t embedding = m.vocab_size * m.d_model;
-    return (m.tie_embeddings ? 1 : 2) * embedding + m.n_layers * (attention + mlp + norms) +
-           m.d_model;
-}
 
 std::string human(std::int64_t n) {
     const double x = static_cast<double>(n);
@@ -98,12 +88,12 @@ std::string device_line() {
     std::string reason;
     const auto devices = cuda::list_devices(reason);
     if (devices.empty()) return fmt::format("no GPU: {}; runs on the CPU", reason);
-    return fmt::format("{} x {} ({:.0f} GiB)", devices.size(), devices[0].name,
-                       static_cast<double>(devices[0].memory_bytes) / (1 << 30));
+    return fmt::format("{} x {} ({:.0f} GiB); not used yet, runs on the CPU", devices.size(),
+                       devices[0].name, static_cast<double>(devices[0].memory_bytes) / (1 << 30));
 }
 
 void print_summary(const RunConfig& c) {
-    const std::int64_t parameters = count_parameters(c.model);
+    const std::int64_t parameters = count_parameters(c);
     fmt::print("\nmodel     ");
     if (c.model.vocab_size > 0)
         fmt::print("{} parameters ({})\n", human(parameters), parameters);
@@ -129,6 +119,12 @@ void print_summary(const RunConfig& c) {
         tokens += n * per_step;
     }
     fmt::print("total     {} steps, {} tokens\n", steps, human(tokens));
+    if (c.model.vocab_size == 0) return;
+    const MemoryPlan plan = plan_memory(c, 0, static_cast<int>(c.parallel.tp));
+    fmt::print("memory    {:.1f} MiB per rank: state {:.1f}, activations {:.1f}\n",
+               static_cast<double>(plan.total_bytes()) / (1 << 20),
+               static_cast<double>(plan.state_bytes) / (1 << 20),
+               static_cast<double>(plan.activation_bytes) / (1 << 20));
 }
 
 nlohmann::json to_json(const LoadedConfig& loaded, const RunConfig& c,
@@ -137,7 +133,7 @@ nlohmann::json to_json(const LoadedConfig& loaded, const RunConfig& c,
     out["config_yaml"] = write_config_yaml(c, loaded.origins);
     out["origins"] = loaded.origins;
     out["parameters"] =
-        c.model.vocab_size > 0 ? nlohmann::json(count_parameters(c.model)) : nlohmann::json();
+        c.model.vocab_size > 0 ? nlohmann::json(count_parameters(c)) : nlohmann::json();
     out["dp"] = c.parallel.dp;
     out["tp"] = c.parallel.tp;
     out["stages"] = nlohmann::json::array();

@@ -224,8 +224,10 @@ int run_mpirun(LaunchPlan& plan) {
 LaunchPlan plan_launch(int ranks, const std::vector<std::string>& extra,
                        const std::vector<std::string>& words) {
     LaunchPlan plan;
-    // Ranks share cores freely (--bind-to none), and may be more than the cores of a laptop.
-    plan.command = {"mpirun", "-n", std::to_string(ranks), "--bind-to", "none", "--oversubscribe"};
+    // Ranks share cores freely (--bind-to none), and may be more than the cores of a laptop. -q:
+    // the exit code is ours to explain, not mpirun's.
+    plan.command = {"mpirun",         "-q", "-n", std::to_string(ranks), "--bind-to", "none",
+                    "--oversubscribe"};
     plan.command.insert(plan.command.end(), extra.begin(), extra.end());
     plan.command.push_back(this_program());
     plan.command.emplace_back("train");
@@ -264,8 +266,9 @@ int command_launch(const Args& args) {
         "that of the ranks.";
     line.options.add_options()("config", po::value<std::vector<std::string>>()->required(), "")(
         "ranks", po::value<int>()->required(), "number of ranks")(
-        "tp", po::value<int>(), "same as parallel.tp=T")("dry-run", po::bool_switch(),
-                                                         "print the command instead of running it")(
+        "tp", po::value<int>(), "same as parallel.tp=T")("fresh", po::bool_switch(),
+                                                         "refuse to start where checkpoints exist")(
+        "dry-run", po::bool_switch(), "print the command instead of running it")(
         "mpirun-args", po::value<std::string>()->default_value(""),
         "further arguments of mpirun, in one word");
     line.positional.add("config", -1);
@@ -280,8 +283,13 @@ int command_launch(const Args& args) {
         words.push_back(fmt::format("parallel.tp={}", (*values)["tp"].as<int>()));
     // One report here instead of one per rank.
     resolve_for_world(load_run_config(words[0], {words.begin() + 1, words.end()}).config, ranks);
+    if ((*values)["fresh"].as<bool>()) words.emplace_back("--fresh");
     LaunchPlan plan =
         plan_launch(ranks, split_words((*values)["mpirun-args"].as<std::string>()), words);
+    // What the ranks print as the command that resumes the run.
+    std::vector<std::string> typed = {this_program(), "launch"};
+    typed.insert(typed.end(), args.begin(), args.end());
+    plan.environment.push_back("STOA_COMMAND=" + shell_line(typed));
     if ((*values)["dry-run"].as<bool>()) {
         fmt::print("{}\n", shell_line(plan.command));
         return 0;

@@ -1,5 +1,8 @@
 #include <fmt/format.h>
 
+#include <cstdlib>
+#include <filesystem>
+
 #include "kernels/core/log.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
@@ -33,11 +36,13 @@ CommandLine train_line() {
     return line;
 }
 
+// The command that continues this run: what `stoa launch` was given, else this rank's own line.
 std::string typed_command(const Args& args, const MpiSession& session) {
-    std::string text =
-        session.size() > 1 ? fmt::format("mpirun -n {} stoa train", session.size()) : "stoa train";
+    if (const char* launched = std::getenv("STOA_COMMAND")) return launched;
+    std::string text = session.size() > 1 ? fmt::format("mpirun -n {} ", session.size()) : "";
+    text += std::filesystem::read_symlink("/proc/self/exe").string() + " train";
     for (const std::string& a : args)
-        text += a.find(' ') == std::string::npos ? " " + a : " '" + a + "'";
+        text += a.find_first_of(" '\"$*[]{}") == std::string::npos ? " " + a : " '" + a + "'";
     return text;
 }
 
