@@ -75,6 +75,7 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
 
 ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
     set_log_rank(session.rank());
+    install_stop_handlers();  // from here on a signal means: save, then leave
     // Before the mesh exists its shape must be known: the first agreement is over all ranks.
     Mesh everyone = make_mesh(session.size(), 1);
     LoadedConfig loaded;
@@ -115,7 +116,6 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
                  .resolved_config = loaded.resolved_yaml,
                  .resume_command = options.resume_command};
     announce(run, plan);
-    install_stop_handlers();
     agree(mesh.world, "check for a fresh start", [&] {
         if (options.fresh && !list_checkpoints(config.run_dir()).empty())
             throw ConfigError({.what = "--fresh, but the run has checkpoints",
