@@ -35,12 +35,14 @@ void require_attention(const ConstTensorView& q, const ConstTensorView& k, const
 }  // namespace
 
 void attention_forward(const AttentionArgs& args, const Exec& exec) {
+    require(args.scale > 0.0, "attention: scale", "> 0", std::to_string(args.scale));
     require_cpu(exec, "attention");
     require_attention(args.q, args.k, args.v, args.out, args.lse, args.key_begin, args.key_end);
     cpu::attention_forward(args);
 }
 
 void attention_backward(const AttentionBackwardArgs& args, const Exec& exec) {
+    require(args.scale > 0.0, "attention: scale", "> 0", std::to_string(args.scale));
     require_cpu(exec, "attention");
     require_attention(args.q, args.k, args.v, args.out, args.lse, args.key_begin, args.key_end);
     require_shape(args.d_q, args.q.shape, "attention: d_q");

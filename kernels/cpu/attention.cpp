@@ -94,20 +94,27 @@ void block_scores(W* scores, const Block& b, const HeadMatrix<W>& q, const HeadM
                  .ldc = b.keys});
 }
 
+/// Scores outside row r's keys become -infinity, so that exp makes them 0 and every loop over the
+/// row runs the whole width, without a tail.
+template <class W>
+void mask_row(W* scores, const Block& b, std::int64_t r) {
+    std::fill(scores, scores + b.from(r), -std::numeric_limits<W>::infinity());
+    std::fill(scores + b.to(r), scores + b.keys, -std::numeric_limits<W>::infinity());
+}
+
 /// Scores to unnormalised probabilities exp(s - max), 0 outside the row's keys; lse and 1 / sum.
 template <class W>
 void block_softmax(W* scores, W* lse, W* inverse_sum, const Block& b, W scale) {
+    const std::int64_t keys = b.keys;
     vectorised([&] {
-        for (std::int64_t r = 0; r < b.rows; ++r, scores += b.keys) {
-            const std::int64_t from = b.from(r), to = b.to(r);
-            W* const s = scores + from;
-            const W max = lane_max<W>(to - from, std::numeric_limits<W>::lowest(),
+        for (std::int64_t r = 0; r < b.rows; ++r, scores += keys) {
+            W* const s = scores;
+            mask_row(s, b, r);
+            const W max = lane_max<W>(keys, std::numeric_limits<W>::lowest(),
                                       [&](std::int64_t j) { return s[j] * scale; });
-            for (std::int64_t j = 0; j < to - from; ++j)
+            for (std::int64_t j = 0; j < keys; ++j)
                 s[j] = fast_exp(s[j] * scale - max);
-            const W sum = lane_sum<W>(to - from, [&](std::int64_t j) { return s[j]; });
-            std::fill(scores, scores + from, W{0});
-            std::fill(scores + to, scores + b.keys, W{0});
+            const W sum = lane_sum<W>(keys, [&](std::int64_t j) { return s[j]; });
             lse[r] = b.empty(r) ? -std::numeric_limits<W>::infinity() : max + std::log(sum);
             inverse_sum[r] = b.empty(r) ? W{0} : W{1} / sum;
         }
@@ -156,18 +163,15 @@ void forward(const AttentionArgs& args) {
 /// scores to p = exp(s * scale - lse), and d_p to d_s = scale * p * (d_p - delta); 0 outside.
 template <class W>
 void block_softmax_backward(W* p, W* d_s, const Block& b, const W* lse, const W* delta, W scale) {
+    const std::int64_t keys = b.keys;
     vectorised([&] {
-        for (std::int64_t r = 0; r < b.rows; ++r, p += b.keys, d_s += b.keys) {
-            const std::int64_t from = b.from(r), to = b.to(r);
-            const W row_lse = lse[r], row_delta = delta[r];
+        for (std::int64_t r = 0; r < b.rows; ++r, p += keys, d_s += keys) {
+            const W row_lse = b.empty(r) ? W{0} : lse[r], row_delta = delta[r];
+            mask_row(p, b, r);
 #pragma GCC ivdep
-            for (std::int64_t j = from; j < to; ++j) {
+            for (std::int64_t j = 0; j < keys; ++j) {
                 p[j] = fast_exp(p[j] * scale - row_lse);
                 d_s[j] = scale * p[j] * (d_s[j] - row_delta);
-            }
-            for (W* row : {p, d_s}) {
-                std::fill(row, row + from, W{0});
-                std::fill(row + to, row + b.keys, W{0});
             }
         }
     });
