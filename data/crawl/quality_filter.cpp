@@ -23,7 +23,8 @@ constexpr double kMaxMarkup = 0.05;         // < > { } \ | per byte: code, XML, 
 constexpr double kMinAlphabetic = 0.8;      // words with a letter
 constexpr double kMaxDuplicateLines = 0.3;  // by count
 constexpr double kMaxDuplicateBytes = 0.2;
-constexpr double kMaxTopTrigram = 0.18;  // share of bytes in the most frequent three words
+constexpr double kMaxTopTrigram = 0.18;        // share of bytes in the most frequent three words
+constexpr std::int64_t kMinPhraseWords = 100;  // shorter texts repeat themselves by right (ours)
 constexpr double kMaxBullets = 0.9, kMaxEllipsisLines = 0.3;
 constexpr double kMinProse = 0.12;  // lines that end a sentence [FineWeb]
 constexpr std::size_t kMinStopWords = 2;
@@ -187,7 +188,8 @@ std::string refuse_by_words(std::string_view text) {
     if (latin && (mean < kMinMeanWord || mean > kMaxMeanWord)) return "mean_word_length";
     if (double(s.alphabetic) / words < kMinAlphabetic) return "alphabetic_words";
     if (s.other_letters * 50 <= letters && s.stop_words < kMinStopWords) return "stop_words";
-    if (double(s.top_trigram) > kMaxTopTrigram * double(s.bytes)) return "repeated_phrases";
+    if (s.words >= kMinPhraseWords && double(s.top_trigram) > kMaxTopTrigram * double(s.bytes))
+        return "repeated_phrases";
 
     const auto count = [&](char c) { return double(std::count(text.begin(), text.end(), c)); };
     double ellipses = 0;

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "kernels/core/error.h"
 
@@ -48,8 +49,6 @@ WarcBytes::WarcBytes(const std::string& path)
     }
 }
 
-WarcBytes::~WarcBytes() { inflateEnd(&stream_); }
-
 bool WarcBytes::refill_input() {
     input_.resize(kInputBytes);
     const std::size_t got = std::fread(input_.data(), 1, kInputBytes, file_.get());
@@ -80,6 +79,7 @@ WarcBytes::State WarcBytes::fill() {
     if (resume_at_ >= 0) return State::damaged;  // until cross_damage()
     if (begin_ > 0) buffer_.erase(0, begin_);
     begin_ = 0;
+    if (!pending_damage_.empty()) return damaged(std::exchange(pending_damage_, ""));
     return gzip_ ? fill_gzip() : fill_plain();
 }
 
@@ -162,8 +162,12 @@ WarcBytes::State WarcBytes::fill_gzip() {
         return out > 0 ? State::more : State::end;
     }
     if (rc == Z_OK) return State::more;
-    return damaged(fmt::format("gzip member at offset {}: {}", member_offset_,
-                               stream_.msg ? stream_.msg : "damaged"));
+    const std::string what = fmt::format("gzip member at offset {}: {}", member_offset_,
+                                         stream_.msg ? stream_.msg : "damaged");
+    if (out == 0) return damaged(what);
+    // Hand out what came before the damage first: it may hold whole records.
+    pending_damage_ = what;
+    return State::more;
 }
 
 /// First offset >= from where a gzip member starts that decompresses to a WARC record; -1 for none.

@@ -21,7 +21,6 @@ public:
 
     /// errors: DataError when the file cannot be opened or read
     explicit WarcBytes(const std::string& path);
-    ~WarcBytes();
     WarcBytes(const WarcBytes&) = delete;
     WarcBytes& operator=(const WarcBytes&) = delete;
 
@@ -62,11 +61,15 @@ private:
     std::int64_t next_offset_ = 0;  // file offset behind input_
     std::string buffer_;            // decompressed; [begin_, size) is the window
     std::size_t begin_ = 0;
-    z_stream stream_{};
+    struct InflateStream : z_stream {
+        InflateStream() : z_stream{} {}
+        ~InflateStream() { inflateEnd(this); }  // harmless before inflateInit2
+    };
+    InflateStream stream_;
     bool gzip_ = false, in_member_ = false;
     std::int64_t member_offset_ = 0, member_out_ = 0, resume_at_ = -1;
     bool suspect_ = false, truncated_ = false;
-    std::string damage_;
+    std::string damage_, pending_damage_;
 };
 
 }  // namespace stoa
