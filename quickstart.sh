@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # From real web text to a resumed, two-stage run on two ranks, in a few minutes on two cores.
 #   ./quickstart.sh [WARC or WET files or folders ...]
-# Web text comes from the arguments, else from $STOA_CRAWL (a colon-separated list), else from a piece of
-# the current Common Crawl, else from the documents of this system. Folders may be given.
+# Web text comes from the arguments, else from $STOA_CRAWL (paths separated by colons or spaces), else
+# from a piece of the current Common Crawl, else from the documents of this system. Of a folder, the WARC
+# and WET files below it are taken.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 out=${STOA_QUICKSTART_DIR:-runs/quickstart-data}
-run=${STOA_QUICKSTART_RUN:-quickstart}
 ranks=2
 stoa=build/cpu-release/stoa
 
@@ -44,22 +44,37 @@ make_system_warc() {
     [ "$total" -gt 0 ]
 }
 
+# A folder stands for the crawl files below it; one without any stands for itself.
+expand() {
+    local path found
+    for path in "$@"; do
+        if [ -d "$path" ]; then
+            mapfile -t found < <(find -L "$path" -type f \( -name '*.warc' -o -name '*.warc.gz' -o -name '*.wet' -o -name '*.wet.gz' \) | LC_ALL=C sort)
+            [ ${#found[@]} -eq 0 ] && found=("$path")
+            inputs+=("${found[@]}")
+        else
+            inputs+=("$path")
+        fi
+    done
+}
+
 say "packages"
 ./setup.sh
 
 say "build"
-cmake --preset cpu-release -DSTOA_TESTS="${STOA_QUICKSTART_TESTS:-OFF}" >/dev/null
+cmake --preset cpu-release >/dev/null
 cmake --build --preset cpu-release -j "$(nproc)" --target stoa -- --quiet
 began=$SECONDS
 mkdir -p "$out"
 
 say "web text"
-inputs=("$@")
-if [ ${#inputs[@]} -eq 0 ] && [ -n "${STOA_CRAWL:-}" ]; then
-    IFS=: read -r -a inputs <<< "$STOA_CRAWL"
-    echo "taking STOA_CRAWL: ${inputs[*]}"
-elif [ ${#inputs[@]} -gt 0 ]; then
+inputs=()
+if [ $# -gt 0 ]; then
+    expand "$@"
     echo "taking the files named: ${inputs[*]}"
+elif [ -n "${STOA_CRAWL:-}" ]; then
+    if [ -e "$STOA_CRAWL" ]; then expand "$STOA_CRAWL"; else IFS=': ' read -r -a named <<< "$STOA_CRAWL"; expand "${named[@]}"; fi
+    echo "taking STOA_CRAWL: ${inputs[*]}"
 elif [ -s "$out/common-crawl.wet.gz" ]; then
     inputs=("$out/common-crawl.wet.gz")
     echo "taking the Common Crawl piece fetched earlier: ${inputs[*]}"
@@ -77,6 +92,8 @@ say "crawl -> text -> tokenizer -> token shards"
 
 say "train on $ranks ranks: stage 1 web text, stage 2 verified reasoning problems"
 config=configs/quickstart.yaml
+# Other text makes another tokenizer, and that another run: the name carries its hash.
+run=${STOA_QUICKSTART_RUN:-quickstart-$(sha256sum "$out/web/tokenizer.json" | cut -c1-6)}
 overrides=("run.name=$run" "data.tokenizer=$out/web/tokenizer.json" "data.sources.web.path=$out/web")
 if [ -n "${STOA_QUICK:-}" ]; then  # a reduced run that shows the pipeline, for tests
     overrides+=('stages.0.tokens=80k tokens' 'stages.1.tokens=80k tokens' eval.problems=20)

@@ -42,7 +42,7 @@ std::string crawl_list() {
     if (const char* shared = std::getenv("STOA_SHARED_DATA")) base = shared;
     if (!fs::exists(base + "/aut_warc")) return "";
     return base + "/aut_warc/example.warc.gz:" + base + "/commoncrawl_whirlwind:" + base +
-           "/html_extraction";
+           "/c4_wiki_demo/c4_demo.jsonl.gz";
 }
 
 }  // namespace
@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
     const std::string crawl = crawl_list();
     const auto begin = std::chrono::steady_clock::now();
     const std::string env = fmt::format(
-        "STOA_QUICKSTART_DIR={} STOA_QUICKSTART_RUN={} STOA_QUICKSTART_TESTS=ON {} {}", data.path,
+        "STOA_QUICKSTART_DIR={} STOA_QUICKSTART_RUN={} {} {}", data.path,
         name, quick ? "STOA_QUICK=1" : "", crawl.empty() ? "" : "STOA_CRAWL='" + crawl + "'");
     const Outcome o = run_shell("cd '" + source_dir() + "' && " + env + " ./quickstart.sh");
     const double wall =
