@@ -269,6 +269,9 @@ void check_options(const BuildCorpusOptions& options) {
     require(!options.out_dir.empty(), "out_dir", "a directory", "nothing");
     require(options.holdout >= 0.0 && options.holdout <= 0.5, "holdout", "a share from 0 to 0.5",
             fmt::format("{}", options.holdout));
+    // 256 bytes and end-of-text; more is checked by the training itself.
+    require(!options.tokenizer.empty() || options.vocab_size > 256, "vocab_size",
+            "more than 256 tokens", fmt::format("{}", options.vocab_size));
     require(options.shard_tokens > 0, "shard_tokens", "a positive number of tokens",
             fmt::format("{}", options.shard_tokens));
 }
