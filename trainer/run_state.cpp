@@ -40,7 +40,7 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
     put("model.tie_embeddings", m.tie_embeddings);
     put("model.rope_theta", m.rope_theta);
     put("model.norm_eps", m.norm_eps);
-    put("precision.compute", static_cast<int>(c.precision.compute));
+    put("precision.compute", dtype_name(compute_dtype(c.precision.compute)));
     put("batch.global_batch", c.batch.global_batch);
     for (std::size_t i = 0; i < c.data.sources.size(); ++i) {
         const SourceConfig& s = c.data.sources[i];

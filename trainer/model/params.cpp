@@ -10,12 +10,6 @@
 namespace stoa {
 namespace {
 
-DType compute_dtype(ComputeDType c) {
-    return c == ComputeDType::bf16   ? DType::bf16
-           : c == ComputeDType::fp64 ? DType::fp64
-                                     : DType::fp32;
-}
-
 std::uint64_t name_hash(
     const std::string& name) {  // FNV-1a: names parameters in the random streams
     std::uint64_t h = 0xcbf29ce484222325u;
@@ -105,6 +99,12 @@ Weights model_views(const std::vector<Param>& params, const RunConfig& config,
 }
 
 }  // namespace
+
+DType compute_dtype(ComputeDType c) {
+    return c == ComputeDType::bf16   ? DType::bf16
+           : c == ComputeDType::fp64 ? DType::fp64
+                                     : DType::fp32;
+}
 
 LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
     const ModelConfig& m = config.model;

@@ -22,6 +22,7 @@ struct LocalDims {
     std::int64_t q_cols() const { return n_heads * head_dim; }
     std::int64_t kv_cols() const { return n_kv_heads * head_dim; }
 };
+DType compute_dtype(ComputeDType c);
 LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size);
 
 /// The weights of one block; the same struct holds their gradients.
