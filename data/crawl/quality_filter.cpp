@@ -180,10 +180,11 @@ WordStats word_stats(std::string_view text) {
 std::string refuse_by_words(std::string_view text) {
     const WordStats s = word_stats(text);
     const double words = double(std::max<std::int64_t>(1, s.words));
+    const double spoken = double(std::max<std::int64_t>(1, count_words(text)));
     // Words are told apart by spaces in the languages of ASCII letters; of others less is asked.
     const std::int64_t letters = s.ascii_letters + s.other_letters;
     const bool latin = s.other_letters * 2 < letters;
-    if (count_words(text) < kMinWords) return "too_short";
+    if (spoken < double(kMinWords)) return "too_short";
     const double mean = double(letters) / words;
     if (latin && (mean < kMinMeanWord || mean > kMaxMeanWord)) return "mean_word_length";
     if (double(s.alphabetic) / words < kMinAlphabetic) return "alphabetic_words";
@@ -196,7 +197,7 @@ std::string refuse_by_words(std::string_view text) {
     for (const std::string_view e : {"...", "\u2026"})
         for (std::size_t at = text.find(e); at != text.npos; at = text.find(e, at + e.size()))
             ++ellipses;
-    if (count('#') / words > kMaxSymbols || ellipses / words > kMaxSymbols) return "symbols";
+    if (count('#') / spoken > kMaxSymbols || ellipses / spoken > kMaxSymbols) return "symbols";
     const double markup =
         count('<') + count('>') + count('{') + count('}') + count('\\') + count('|');
     if (markup > kMaxMarkup * double(text.size())) return "markup";

@@ -240,6 +240,13 @@ std::vector<std::string> list_input_files(const std::vector<std::string>& inputs
         } else if (fs::is_regular_file(status) && kind_of(input) != Kind::none) {
             files.push_back(input);
         }
+        const std::string name = to_lower(fs::path(input).filename().string());
+        if (!is_directory && (name.ends_with(".arc") || name.ends_with(".arc.gz")))
+            throw DataError({.what = "ARC files (the format before WARC) are not supported",
+                             .where = input,
+                             .expected = "a WARC or WET file",
+                             .actual = name,
+                             .hint = "convert it first, for example with `warcio recompress`"});
         if (files.empty() || (!is_directory && files.back() != input))
             throw DataError({.what = is_directory ? "no readable file in the input directory"
                                                   : "an input of a kind that is not read",

@@ -230,6 +230,9 @@ TEST_CASE("build_corpus refuses what cannot work", "[unit]") {
     write_text(dir / "x.pdf", "");
     options.inputs = {dir / "x.pdf"};
     CHECK_THAT(error_of(options), Catch::Contains("a kind that is not read"));
+    write_text(dir / "x.arc.gz", "");
+    options.inputs = {dir / "x.arc.gz"};
+    CHECK_THAT(error_of(options), Catch::Contains("ARC files"));
     options.inputs = {};
     CHECK_THAT(error_of(options), Catch::Contains("at least one"));
 

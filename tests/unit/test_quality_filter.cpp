@@ -41,12 +41,22 @@ TEST_CASE("filter_document drops menus and notices", "[unit]") {
         "Sign in\n" +
         prose(3) +
         "Home | News | Terms | Contact | Jobs\nThis site uses cookies to serve you "
-        "better.\nPlease enable JavaScript to see this.\nShare\n";
+        "better.\nPlease enable JavaScript to see this.\nShare\n"
+        "Browse all our products\nRead the latest news\nContact the support team\n"
+        "Questions asked every day\n";
     CHECK(filter_document(page) == "");
     CHECK_THAT(page,
                Catch::StartsWith("The keepers of the lighthouse and their logs\nIn the year"));
-    for (const char* gone : {"Home", "Sign in", "cookies", "JavaScript", "Share"})
+    for (const char* gone :
+         {"Home", "Sign in", "cookies", "JavaScript", "Share", "Browse", "Questions"})
         CHECK_THAT(page, !Catch::Contains(gone));
+}
+
+TEST_CASE("filter_document counts words of a script without spaces", "[unit]") {
+    std::string text;  // one long line; U+65E5 U+672C U+8A9E and an ellipsis now and then
+    for (int i = 0; i < 300; ++i)
+        text += i % 20 ? "\u65e5\u672c\u8a9e" + std::string(i % 7 ? "" : "\u3002") : "\u2026";
+    CHECK(reason(text) == "");
 }
 
 TEST_CASE("filter_document names the rule", "[unit]") {

@@ -217,7 +217,10 @@ TEST_CASE("read_warc stays linear on hostile input", "[unit]") {
         lengths += "WARC/1.0\r\nContent-Length: 70000000\r\n\r\n";
     }
     CHECK(read_bytes(dir, headers).records.empty());
-    CHECK_FALSE(read_bytes(dir, lengths).records.empty());
+    // Each length reaches past the next record; going back for all of them would be quadratic.
+    const Read read = read_bytes(dir, lengths);
+    CHECK(read.records.size() >= 100);
+    CHECK(read.records.size() < 1000);
 }
 
 TEST_CASE("read_warc caps a record and reads on", "[unit]") {
