@@ -196,7 +196,7 @@ TEST_CASE("launch says what is missing and shows what it would run") {
     const Result dry =
         run(place, {"launch", "--ranks", "2", "--tp", "2", good, "run.name=x", "--dry-run"});
     CHECK(dry.code == 0);
-    CHECK(dry.out.find("mpirun -n 2 --bind-to none --oversubscribe ") == 0);
+    CHECK(dry.out.find("mpirun -q -n 2 --bind-to none --oversubscribe ") == 0);
     CHECK(dry.out.find(" train ") != std::string::npos);
     CHECK(dry.out.find("parallel.tp=2") != std::string::npos);
     const Result missing = run(place, {"launch", "--ranks", "2", good}, "PATH=/nonexistent ");
