@@ -120,7 +120,7 @@ void print_report(const BuildCorpusOptions& options, const BuildCorpusReport& r)
         fmt::print("note: {}\n", r.notes[i]);
     if (r.notes.size() > kShown)
         fmt::print("note: {} more in {}/build.json\n", r.notes.size() - kShown, options.out_dir);
-    fmt::print("next: stoa check configs/125m.yaml data.tokenizer={} data.sources.web.path={}\n",
+    fmt::print("next: stoa check configs/tiny.yaml data.tokenizer={} data.sources.web.path={}\n",
                r.tokenizer_path, options.out_dir);
 }
 
