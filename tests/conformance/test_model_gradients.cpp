@@ -3,6 +3,7 @@
 // gradient.
 #include "kernels/elementwise.h"
 #include "tests/support/catch.h"
+#include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/model/loss.h"
 
@@ -67,45 +68,30 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
     CHECK(checked > 100);
 }
 
+// The gradients of one micro-batch, padding included.
+std::vector<double> gradients(const TinyOptions& options) {
+    const RunConfig config = tiny_config(options, 1, 1);
+    TrainState s = make_train_state(config, 0, 1, Exec{});
+    const Communicator self;
+    zero(s.model.grad_flat, Exec{});
+    load_micro_batch(s, tiny_batch(config, 0, 0));
+    zero(s.acts.loss_sum, Exec{});
+    model_forward(s, self, Exec{});
+    loss_forward_backward(s.acts, s.dims, 1.0, self, Exec{});
+    model_backward(s, self, Exec{});
+    return to_double(s.model.grad_flat);
+}
+
 TEST_CASE("recompute changes no bit of the gradients", "[conformance]") {
     const ComputeDType compute = GENERATE(ComputeDType::fp32, ComputeDType::bf16);
-    const auto grads = [&](Recompute recompute) {
-        const RunConfig config = tiny_config({.recompute = recompute, .compute = compute}, 1, 1);
-        TrainState s = make_train_state(config, 0, 1, Exec{});
-        const Communicator self;
-        zero(s.model.grad_flat, Exec{});
-        load_micro_batch(s, tiny_batch(config, 0, 0));
-        zero(s.acts.loss_sum, Exec{});
-        model_forward(s, self, Exec{});
-        loss_forward_backward(s.acts, s.dims, 1.0, self, Exec{});
-        model_backward(s, self, Exec{});
-        const auto g = s.model.grad_flat.as<float>();
-        return std::vector<float>(g.begin(), g.end());
-    };
-    CHECK(grads(Recompute::none) == grads(Recompute::full));
+    CHECK(gradients({.recompute = Recompute::none, .compute = compute}) ==
+          gradients({.recompute = Recompute::full, .compute = compute}));
 }
 
 TEST_CASE("bf16 gradients stay close to float64", "[conformance]") {
-    const auto grads = [&](ComputeDType compute) {
-        const RunConfig config = tiny_config({.compute = compute}, 1, 1);
-        TrainState s = make_train_state(config, 0, 1, Exec{});
-        const Communicator self;
-        zero(s.model.grad_flat, Exec{});
-        load_micro_batch(s, tiny_batch(config, 0, 0));
-        zero(s.acts.loss_sum, Exec{});
-        model_forward(s, self, Exec{});
-        loss_forward_backward(s.acts, s.dims, 1.0, self, Exec{});
-        model_backward(s, self, Exec{});
-        std::vector<double> out;
-        dispatch_dtype(s.model.grad_flat.dtype, [&]<Element T>(T) {
-            for (const T x : s.model.grad_flat.as<T>())
-                out.push_back(widen(x));
-        });
-        return out;
-    };
-    const auto exact = grads(ComputeDType::fp64), fp32 = grads(ComputeDType::fp32),
-               bf = grads(ComputeDType::bf16);
-    const auto distance = [&](const std::vector<double>& g) {
+    const auto exact = gradients({.compute = ComputeDType::fp64});
+    const auto distance = [&](ComputeDType compute) {
+        const auto g = gradients({.compute = compute});
         double diff = 0.0, size = 0.0;
         for (std::size_t i = 0; i < g.size(); ++i) {
             diff += (g[i] - exact[i]) * (g[i] - exact[i]);
@@ -113,7 +99,7 @@ TEST_CASE("bf16 gradients stay close to float64", "[conformance]") {
         }
         return std::sqrt(diff / size);
     };
-    CHECK(distance(fp32) < 1e-5);
-    CHECK(distance(bf) < 3e-2);
-    CHECK(distance(bf) > 1e-4);  // it really computed in bf16
+    CHECK(distance(ComputeDType::fp32) < 1e-5);
+    CHECK(distance(ComputeDType::bf16) < 3e-2);
+    CHECK(distance(ComputeDType::bf16) > 1e-4);  // it really computed in bf16
 }
