@@ -347,3 +347,27 @@ TEST_CASE("the loader refuses what cannot train", "[unit]") {
     CHECK(message.find("family chain_sum, difficulty 1") != std::string::npos);
     CHECK(message.find("seq_len >= ") != std::string::npos);
 }
+
+TEST_CASE("families share rows that hold only one or two problems", "[unit]") {
+    // Once every such row began with the first family, and the second was never drawn.
+    Project p;
+    p.config.stages = {p.stage("one", kSeqLen, {{"sums", 1.0}})};
+    const TokenLoader loader(p.config, p.tokenizer);
+    const auto opening = [&](const Sequence& row) {
+        const auto end = std::find(row.tokens.begin(), row.tokens.end(), p.eot);
+        return p.tokenizer.decode({row.tokens.begin(), end});
+    };
+    int sums = 0, divisors = 0;
+    for (CurriculumState s = initial_curriculum(p.config); !run_finished(s, p.config);
+         s = advance(s, p.config))
+        for (const Sequence& row : global_rows(loader, s, 1))
+            ++(opening(row).find("Compute") != std::string::npos ? sums : divisors);
+    CHECK(sums == divisors);  // 20 steps of 8 rows, opened in turn
+    CHECK(sums + divisors == 160);
+}
+
+TEST_CASE("a stage too short for its problems is refused before the first step", "[unit]") {
+    Project p;
+    p.config.stages.push_back(p.stage("short", 16, {{"sums", 1.0}}));
+    CHECK(refusal(p.config, p.tokenizer).find("longer than a sequence") != std::string::npos);
+}
