@@ -77,6 +77,7 @@ bool write_dataset(const H5File& file, const char* name, hid_t type, std::uint64
     H5Pset_layout(plist.id(), H5D_CONTIGUOUS);
     H5Pset_alloc_time(plist.id(), H5D_ALLOC_TIME_EARLY);  // one extent, at a fixed offset
     H5Pset_fill_time(plist.id(), H5D_FILL_TIME_NEVER);
+    H5Pset_obj_track_times(plist.id(), false);  // the same input gives the same bytes, any day
     const H5Dataset set(
         H5Dcreate2(file.id(), name, type, space.id(), H5P_DEFAULT, plist.id(), H5P_DEFAULT));
     return set.ok() && H5Dwrite(set.id(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
@@ -91,7 +92,9 @@ bool write_h5(const std::string& path, const TokenShardInfo& info, hid_t token_t
     H5Pset_alignment(access.id(), 1, 64);          // the mapping is read as arrays of integers
     H5Pset_small_data_block_size(access.id(), 0);  // or small datasets share a block, unaligned
     H5Pset_file_locking(access.id(), false, true);
-    H5File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()));
+    const H5Plist creation(H5Pcreate(H5P_FILE_CREATE));
+    H5Pset_obj_track_times(creation.id(), false);  // of the root group
+    H5File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.id(), access.id()));
     const std::int64_t vocab = info.vocab_size, end_of_text = info.end_of_text;
     const bool written =
         file.ok() && write_text(file, "format", kTokenShardFormat) &&

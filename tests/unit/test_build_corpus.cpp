@@ -1,6 +1,8 @@
 #include <unistd.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "data/crawl/build_corpus.h"
 #include "data/token_shard.h"
@@ -112,6 +114,7 @@ TEST_CASE("build_corpus is a pure function of its inputs", "[unit]") {
     const TempDir dir;
     write_inputs(dir);
     build_corpus(small(dir, "one"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // no clock in the bytes
     build_corpus(small(dir, "two"));
     for (const char* name : {"/train-00000.h5", "/holdout-00000.h5", "/tokenizer.json"}) {
         CAPTURE(name);
