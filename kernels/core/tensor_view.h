@@ -135,12 +135,15 @@ decltype(auto) dispatch_dtype(DType t, Fn&& fn) {
             return fn(float{});
         case DType::bf16:
             return fn(bf16{});
+        case DType::fp16:
+            return fn(fp16{});
         case DType::fp64:
             return fn(double{});
-        case DType::int32:
+        default:
             break;
     }
-    throw ShapeError({.what = "dtype", .expected = "fp32, bf16 or fp64", .actual = dtype_name(t)});
+    throw ShapeError(
+        {.what = "dtype", .expected = "fp32, bf16, fp16 or fp64", .actual = dtype_name(t)});
 }
 
 // Checks that ops make once, before any work.
