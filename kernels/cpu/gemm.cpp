@@ -109,6 +109,7 @@ void packed_gemm(const Gemm<T>& g) {
 
 void gemm(const Gemm<float>& g) { packed_gemm(g); }
 void gemm(const Gemm<bf16>& g) { packed_gemm(g); }
+void gemm(const Gemm<fp16>& g) { packed_gemm(g); }
 
 void gemm(const Gemm<double>& g) {
     if (g.k == 0 && !g.accumulate) set_to_zero(g);

@@ -24,6 +24,7 @@ constexpr std::int64_t kGemmBlockK = 256;
 
 void gemm(const Gemm<float>& g);
 void gemm(const Gemm<bf16>& g);
+void gemm(const Gemm<fp16>& g);
 /// The reference mode: plain loops, the same chains.
 void gemm(const Gemm<double>& g);
 

@@ -14,7 +14,8 @@ inline Float4 load4(const float* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-inline Float4 load4(const bf16* p) {
+template <class T>
+Float4 load4(const T* p) {
     return Float4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
 }
 inline void store4(float* p, Float4 v) { std::memcpy(p, &v, sizeof v); }

@@ -8,28 +8,29 @@
 namespace stoa::cpu {
 namespace {
 
-constexpr std::int64_t kStripe = 480;  // rows of a bf16 result that are held in fp32 at a time
+constexpr std::int64_t kStripe = 480;  // rows of a 16-bit result that are held in fp32 at a time
 
-/// c in bf16: sums stay in fp32 over all of k and are rounded once.
-void matmul_to_bf16(Gemm<bf16> g, bf16* c, bool accumulate) {
+/// c in 16 bits: sums stay in fp32 over all of k and are rounded once.
+template <class T>
+void matmul_to_narrow(Gemm<T> g, T* c, bool accumulate) {
     struct Stripe;
     float* const wide = scratch<Stripe, float>(std::min(g.m, kStripe) * g.n);
     const std::int64_t m = g.m;
-    const bf16* const a = g.a;
+    const T* const a = g.a;
     for (std::int64_t i = 0; i < m; i += kStripe) {
         g.m = std::min(kStripe, m - i);
         g.a = a + (g.transpose_a ? i : i * g.lda);
         g.c = wide;
         g.accumulate = accumulate;
-        bf16* const rows = c + i * g.n;
+        T* const rows = c + i * g.n;
         const std::int64_t count = g.m * g.n;
         if (accumulate)
             for (std::int64_t e = 0; e < count; ++e)
-                wide[e] = to_float(rows[e]);
+                wide[e] = widen(rows[e]);
         gemm(g);
         vectorised([&] {
             for (std::int64_t e = 0; e < count; ++e)
-                rows[e] = to_bf16(wide[e]);
+                rows[e] = narrow_to<T>(wide[e]);
         });
     }
 }
@@ -52,9 +53,9 @@ void matmul(const MatmulArgs& args) {
                   .transpose_b = args.transpose_b,
                   .ldc = n,
                   .accumulate = args.accumulate};
-        if constexpr (std::is_same_v<T, bf16>)
-            if (args.c.dtype == DType::bf16)
-                return matmul_to_bf16(g, args.c.as<bf16>().data(), args.accumulate);
+        if constexpr (!std::is_same_v<T, Wide<T>>)
+            if (args.c.dtype == a.dtype)
+                return matmul_to_narrow(g, args.c.as<T>().data(), args.accumulate);
         g.c = args.c.as<Wide<T>>().data();
         gemm(g);
     });
