@@ -82,16 +82,12 @@ Block make_block(const ConstTensorView& key_begin, const ConstTensorView& key_en
 template <class W>
 void block_scores(W* scores, const Block& b, const HeadMatrix<W>& q, const HeadMatrix<W>& k,
                   std::int64_t dim) {
-    gemm(Gemm<W>{.m = b.rows,
-                 .n = b.keys,
-                 .k = dim,
-                 .a = q.data + b.row_begin * q.ld,
-                 .lda = q.ld,
-                 .b = k.data + b.key_begin * k.ld,
-                 .ldb = k.ld,
-                 .transpose_b = true,
-                 .c = scores,
-                 .ldc = b.keys});
+    gemm({.m = b.rows,
+          .n = b.keys,
+          .k = dim,
+          .a = operand(q.data + b.row_begin * q.ld, q.ld),
+          .b = operand(k.data + b.key_begin * k.ld, k.ld, true),
+          .c = result(scores, b.keys)});
 }
 
 /// Scores outside row r's keys become -infinity, so that exp makes them 0 and every loop over the
@@ -143,15 +139,12 @@ void forward(const AttentionArgs& args) {
                 const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
                 block_scores(scores, b, q, k, dim);
                 block_softmax(scores, lse + t, inverse_sum, b, static_cast<W>(args.scale));
-                gemm(Gemm<W>{.m = b.rows,
-                             .n = dim,
-                             .k = b.keys,
-                             .a = scores,
-                             .lda = b.keys,
-                             .b = v.data + b.key_begin * v.ld,
-                             .ldb = v.ld,
-                             .c = out,
-                             .ldc = dim});
+                gemm({.m = b.rows,
+                      .n = dim,
+                      .k = b.keys,
+                      .a = operand(scores, b.keys),
+                      .b = operand(v.data + b.key_begin * v.ld, v.ld),
+                      .c = result(out, dim)});
                 for (std::int64_t r = 0; r < b.rows; ++r)
                     for (std::int64_t c = 0; c < dim; ++c)
                         out[r * dim + c] *= inverse_sum[r];
@@ -229,32 +222,24 @@ void backward(const AttentionBackwardArgs& args) {
                 block_scores(d_s, b, d_out, v, dim);
                 block_delta(delta, b, d_out, out, dim);
                 block_softmax_backward(p, d_s, b, lse + t, delta, static_cast<W>(args.scale));
-                Gemm<W> to_keys{.m = b.keys,
-                                .n = dim,
-                                .k = b.rows,
-                                .a = p,
-                                .lda = b.keys,
-                                .transpose_a = true,
-                                .b = d_out.data + t * d_out.ld,
-                                .ldb = d_out.ld,
-                                .c = d_v + b.key_begin * dim,
-                                .ldc = dim,
-                                .accumulate = true};
-                gemm(to_keys);  // d_v += p^T d_out
-                to_keys.a = d_s;
-                to_keys.b = q.data + t * q.ld;
-                to_keys.ldb = q.ld;
-                to_keys.c = d_k + b.key_begin * dim;
-                gemm(to_keys);  // d_k += d_s^T q
-                gemm(Gemm<W>{.m = b.rows,
+                Gemm to_keys{.m = b.keys,
                              .n = dim,
-                             .k = b.keys,
-                             .a = d_s,
-                             .lda = b.keys,
-                             .b = k.data + b.key_begin * k.ld,
-                             .ldb = k.ld,
-                             .c = d_q,
-                             .ldc = dim});
+                             .k = b.rows,
+                             .a = operand(p, b.keys, true),
+                             .b = operand(d_out.data + t * d_out.ld, d_out.ld),
+                             .c = result(d_v + b.key_begin * dim, dim),
+                             .accumulate = true};
+                gemm(to_keys);  // d_v += p^T d_out
+                to_keys.a = operand(d_s, b.keys, true);
+                to_keys.b = operand(q.data + t * q.ld, q.ld);
+                to_keys.c = result(d_k + b.key_begin * dim, dim);
+                gemm(to_keys);  // d_k += d_s^T q
+                gemm({.m = b.rows,
+                      .n = dim,
+                      .k = b.keys,
+                      .a = operand(d_s, b.keys),
+                      .b = operand(k.data + b.key_begin * k.ld, k.ld),
+                      .c = result(d_q, dim)});
                 store_head<T>(args.d_q, batch, h, t, b.rows, d_q);
             }
             if (h % group == group - 1) {

@@ -4,10 +4,10 @@
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/cpu/gemm_micro.h"
 #include "kernels/cpu/gemm_pack.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/scratch.h"
 
 namespace stoa::cpu {
@@ -16,28 +16,7 @@ namespace {
 constexpr std::int64_t kBlockM = 480;   // a multiple of every mr; 480 KiB of a in L2
 constexpr std::int64_t kBlockN = 1024;  // a multiple of every nr; 1 MiB of b in L2
 constexpr std::int64_t kFewRows = 24;   // fewer rows than this do not pay for packing b
-
-/// op(a) rows [i, i + m), k steps [p, p + k), in panels of mr rows.
-template <class T>
-void pack_a(float* packed, const Gemm<T>& g, std::int64_t i, std::int64_t m, std::int64_t p,
-            std::int64_t k, std::int64_t mr) {
-    for (std::int64_t r = 0; r < m; r += mr, packed += mr * k) {
-        const std::int64_t rows = std::min(mr, m - r);
-        if (g.transpose_a)
-            pack_rows(packed, mr, g.a + p * g.lda + i + r, g.lda, k, rows);
-        else
-            pack_columns(packed, mr, g.a + (i + r) * g.lda + p, g.lda, k, rows);
-    }
-}
-
-template <class T>
-void pack_b_panel(float* panel, const Gemm<T>& g, std::int64_t j, std::int64_t p, std::int64_t k,
-                  std::int64_t width, std::int64_t nr) {
-    if (g.transpose_b)
-        pack_columns(panel, nr, g.b + j * g.ldb + p, g.ldb, k, width);
-    else
-        pack_rows(panel, nr, g.b + p * g.ldb + j, g.ldb, k, width);
-}
+constexpr std::int64_t kStripe = 2048;  // rows of a narrow c that are held in fp32 at a time
 
 struct Panel {
     const float* data = nullptr;
@@ -64,83 +43,86 @@ void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, c
     }
 }
 
-template <class T>
-void set_to_zero(const Gemm<T>& g) {
-    for (std::int64_t i = 0; i < g.m; ++i)
-        std::fill_n(g.c + i * g.ldc, g.n, Wide<T>{0});
-}
-
-template <class T>
-void packed_gemm(const Gemm<T>& g) {
-    if (g.k == 0 && !g.accumulate) set_to_zero(g);
+/// Columns [j0, j0 + n) of the product into c (m, n), which has fp32 elements.
+void multiply_columns(const Gemm& g, std::int64_t j0, std::int64_t n, float* c, std::int64_t ldc) {
     const MicroKernels& micro = micro_kernels(current_isa());
     struct PackedA;
     struct PackedB;
     const std::int64_t panels_a = (std::min(g.m, kBlockM) + micro.mr - 1) / micro.mr;
-    const std::int64_t panels_b = (std::min(g.n, kBlockN) + micro.nr - 1) / micro.nr;
+    const std::int64_t panels_b = (n + micro.nr - 1) / micro.nr;
     const std::int64_t depth = std::min(g.k, kGemmBlockK);
     float* const a = scratch<PackedA, float>(panels_a * micro.mr * depth);
     float* const b = scratch<PackedB, float>(panels_b * micro.nr * depth);
-    const bool b_in_place = std::is_same_v<T, float> && !g.transpose_b && g.m <= kFewRows;
-
-    for (std::int64_t j0 = 0; j0 < g.n; j0 += kBlockN)
-        for (std::int64_t p = 0; p < g.k; p += kGemmBlockK) {
-            const std::int64_t n = std::min(kBlockN, g.n - j0), k = std::min(kGemmBlockK, g.k - p);
-            const bool add = g.accumulate || p > 0;
-            for (std::int64_t i = 0; i < g.m; i += kBlockM) {
-                const std::int64_t m = std::min(kBlockM, g.m - i);
-                pack_a(a, g, i, m, p, k, micro.mr);
-                for (std::int64_t j = 0; j < n; j += micro.nr) {
-                    const std::int64_t width = std::min<std::int64_t>(micro.nr, n - j);
-                    Panel panel{b + j * k, micro.nr};
-                    if constexpr (std::is_same_v<T, float>)
-                        if (b_in_place && width == micro.nr)
-                            panel = {g.b + p * g.ldb + j0 + j, g.ldb};
-                    if (i == 0 && panel.data == b + j * k)
-                        pack_b_panel(b + j * k, g, j0 + j, p, k, width, micro.nr);
-                    multiply_panel(micro, m, k, a, panel, width, g.c + i * g.ldc + j0 + j, g.ldc,
-                                   add);
-                }
+    const bool b_in_place = g.b.dtype == DType::fp32 && !g.b.transpose && g.m <= kFewRows;
+    for (std::int64_t p = 0; p < g.k; p += kGemmBlockK) {
+        const std::int64_t k = std::min(kGemmBlockK, g.k - p);
+        const bool add = g.accumulate || p > 0;
+        for (std::int64_t i = 0; i < g.m; i += kBlockM) {
+            const std::int64_t m = std::min(kBlockM, g.m - i);
+            pack_panels(a, micro.mr, g.a, !g.a.transpose, i, m, p, k);
+            for (std::int64_t j = 0; j < n; j += micro.nr) {
+                const std::int64_t width = std::min<std::int64_t>(micro.nr, n - j);
+                Panel panel{b + j * k, micro.nr};
+                if (b_in_place && width == micro.nr)
+                    panel = {reinterpret_cast<const float*>(g.b.data) + p * g.b.ld + j0 + j,
+                             g.b.ld};
+                else if (i == 0)
+                    pack_panels(b + j * k, micro.nr, g.b, g.b.transpose, j0 + j, width, p, k);
+                multiply_panel(micro, m, k, a, panel, width, c + i * ldc + j, ldc, add);
             }
         }
+    }
+}
+
+/// c in 16 bits: the sums stay in fp32 over all of k and are rounded once.
+template <class T>
+void multiply_to_narrow(Gemm g) {
+    struct Wide;
+    const std::int64_t m = g.m, columns = std::min(g.n, kBlockN);
+    float* const wide = scratch<Wide, float>(std::min(m, kStripe) * columns);
+    for (std::int64_t i = 0; i < m; i += kStripe) {
+        g.m = std::min(kStripe, m - i);
+        for (std::int64_t j = 0; j < g.n; j += kBlockN) {
+            const std::int64_t n = std::min(kBlockN, g.n - j);
+            T* const c = reinterpret_cast<T*>(g.c.data) + i * g.c.ld + j;
+            vectorised([&] {
+                for (std::int64_t r = 0; r < g.m; ++r)
+                    for (std::int64_t e = 0; e < n; ++e)
+                        wide[r * n + e] = g.accumulate ? widen(c[r * g.c.ld + e]) : 0.0f;
+            });
+            multiply_columns(g, j, n, wide, n);
+            vectorised([&] {
+                for (std::int64_t r = 0; r < g.m; ++r)
+                    for (std::int64_t e = 0; e < n; ++e)
+                        c[r * g.c.ld + e] = narrow_to<T>(wide[r * n + e]);
+            });
+        }
+        g.a.data += kStripe * (g.a.transpose ? 1 : g.a.ld) * size_of(g.a.dtype);
+        if (g.a.scale != nullptr)
+            g.a.scale +=
+                g.a.transpose ? kStripe / g.a.scale_cols : kStripe / g.a.scale_rows * g.a.scale_ld;
+    }
 }
 
 }  // namespace
 
-void gemm(const Gemm<float>& g) { packed_gemm(g); }
-void gemm(const Gemm<bf16>& g) { packed_gemm(g); }
-void gemm(const Gemm<fp16>& g) { packed_gemm(g); }
-
-void gemm(const Gemm<double>& g) {
-    if (g.k == 0 && !g.accumulate) set_to_zero(g);
-    struct Rows;
-    double* const chain = scratch<Rows, double>(g.n * (g.transpose_b ? kGemmBlockK + 1 : 1));
-    double* const b_block = chain + g.n;  // (k, n) of a transposed b
-    for (std::int64_t p0 = 0; p0 < g.k; p0 += kGemmBlockK) {
-        const std::int64_t k = std::min(kGemmBlockK, g.k - p0);
-        if (g.transpose_b)
-            for (std::int64_t j = 0; j < g.n; ++j)
-                for (std::int64_t p = 0; p < k; ++p)
-                    b_block[p * g.n + j] = g.b[j * g.ldb + p0 + p];
-        const double* const b = g.transpose_b ? b_block : g.b + p0 * g.ldb;
-        const std::int64_t ldb = g.transpose_b ? g.n : g.ldb;
-        const bool add = g.accumulate || p0 > 0;
-        vectorised([&] {
-            for (std::int64_t i = 0; i < g.m; ++i) {
-                std::fill_n(chain, g.n, 0.0);
-                for (std::int64_t p = 0; p < k; ++p) {
-                    const double x =
-                        g.transpose_a ? g.a[(p0 + p) * g.lda + i] : g.a[i * g.lda + p0 + p];
-                    const double* const b_row = b + p * ldb;
-                    for (std::int64_t j = 0; j < g.n; ++j)
-                        chain[j] = __builtin_fma(x, b_row[j], chain[j]);
-                }
-                double* const c = g.c + i * g.ldc;
-                for (std::int64_t j = 0; j < g.n; ++j)
-                    c[j] = add ? c[j] + chain[j] : chain[j];
-            }
-        });
+void gemm(const Gemm& g) {
+    switch (g.c.dtype) {
+        case DType::fp64:
+            return gemm_fp64(g);
+        case DType::bf16:
+            return multiply_to_narrow<bf16>(g);
+        case DType::fp16:
+            return multiply_to_narrow<fp16>(g);
+        default:
+            break;
     }
+    auto* const c = reinterpret_cast<float*>(g.c.data);
+    if (g.k == 0 && !g.accumulate)
+        for (std::int64_t i = 0; i < g.m; ++i)
+            std::fill_n(c + i * g.c.ld, g.n, 0.0f);
+    for (std::int64_t j = 0; j < g.n; j += kBlockN)
+        multiply_columns(g, j, std::min(kBlockN, g.n - j), c + j, g.c.ld);
 }
 
 }  // namespace stoa::cpu

@@ -1,5 +1,10 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/core/philox.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/matmul.h"
+#include "kernels/quantize.h"
 #include "tests/conformance/conformance.h"
 
 using namespace stoa;
@@ -31,21 +36,94 @@ W chain(const std::vector<double>& a, const std::vector<double>& b, bool accumul
     return c;
 }
 
+/// A matrix as matmul reads it: codes or values, the scale of 8-bit codes, and the same in fp32.
+struct Matrix {
+    Tensor x, scale, wide;
+    ConstTensorView scale_view() const {
+        return scale.view.empty() ? ConstTensorView{} : scale.view.view();
+    }
+};
+
+enum class Blocks { row, column, square };
+constexpr Blocks kBlocks[] = {Blocks::row, Blocks::column, Blocks::square};
+
+std::int64_t block_count(std::int64_t n) { return (n + kQuantBlock - 1) / kQuantBlock; }
+
+template <class Code>
+void fill_codes(Matrix& m, Blocks blocks, Draws& draws) {
+    const std::int64_t rows = m.x.view.rows(), cols = m.x.view.cols();
+    const std::int64_t scale_rows = blocks == Blocks::row ? rows : block_count(rows);
+    const std::int64_t scale_cols = blocks == Blocks::column ? cols : block_count(cols);
+    m.scale = Tensor({scale_rows, scale_cols}, DType::e8m0);
+    for (e8m0& s : m.scale.as<e8m0>())
+        s.bits = static_cast<std::uint8_t>(124 + draws.next_u32() % 6);
+    for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t c = 0; c < cols; ++c) {
+            const auto at = static_cast<std::size_t>(r * cols + c);
+            Code code{static_cast<std::uint8_t>(draws.next_u32())};
+            // Finite codes of moderate size, so that no sum leaves fp32; subnormals among them.
+            while (!(std::abs(to_float(code)) <= 448.0f))
+                code.bits = static_cast<std::uint8_t>(draws.next_u32());
+            const std::int64_t i = blocks == Blocks::row ? r : r / kQuantBlock;
+            const std::int64_t j = blocks == Blocks::column ? c : c / kQuantBlock;
+            const auto s = static_cast<std::size_t>(i * scale_cols + j);
+            m.x.as<Code>()[at] = code;
+            m.wide.as<float>()[at] = to_float(code) * to_float(m.scale.as<e8m0>()[s]);
+        }
+}
+
+Matrix random_matrix(Shape shape, DType dtype, std::uint64_t seed, Blocks blocks) {
+    if (dtype == DType::fp64) return {random_tensor(shape, dtype, seed), {}, {}};
+    Matrix m{{}, {}, Tensor(shape, DType::fp32)};
+    Draws draws(mix_key(seed, 0xc0de), 0);
+    if (size_of(dtype) == 1) {
+        m.x = Tensor(shape, dtype);
+        dtype == DType::e4m3 ? fill_codes<e4m3>(m, blocks, draws)
+                             : fill_codes<e5m2>(m, blocks, draws);
+        return m;
+    }
+    m.x = random_tensor(shape, dtype, seed);
+    const auto values = to_double(m.x);
+    std::transform(values.begin(), values.end(), m.wide.as<float>().begin(),
+                   [](double v) { return static_cast<float>(v); });
+    return m;
+}
+
+struct Dtypes {
+    DType a, b, c;
+};
 struct Operands {
-    Tensor a, b, c;
+    Matrix a, b;
+    Tensor c;
     bool transpose_a, transpose_b;
 };
 
-Operands make_operands(const Case& s, DType dtype, DType c_dtype, bool ta, bool tb) {
-    return {random_tensor(ta ? Shape{s.k, s.m} : Shape{s.m, s.k}, dtype, 1),
-            random_tensor(tb ? Shape{s.n, s.k} : Shape{s.k, s.n}, dtype, 2),
-            random_tensor({s.m, s.n}, c_dtype, 3), ta, tb};
+Operands make_operands(const Case& s, const Dtypes& d, bool ta, bool tb,
+                       Blocks a_blocks = Blocks::row, Blocks b_blocks = Blocks::square) {
+    return {random_matrix(ta ? Shape{s.k, s.m} : Shape{s.m, s.k}, d.a, 1, a_blocks),
+            random_matrix(tb ? Shape{s.n, s.k} : Shape{s.k, s.n}, d.b, 2, b_blocks),
+            random_tensor({s.m, s.n}, d.c, 3), ta, tb};
+}
+
+MatmulArgs args_of(const Operands& o, TensorView c, bool accumulate) {
+    return {.c = c,
+            .a = o.a.x,
+            .b = o.b.x,
+            .transpose_a = o.transpose_a,
+            .transpose_b = o.transpose_b,
+            .accumulate = accumulate,
+            .a_scale = o.a.scale_view(),
+            .b_scale = o.b.scale_view()};
+}
+
+std::vector<double> values_of(const Matrix& m) {
+    return to_double(m.x.view.dtype == DType::fp64 ? m.x : m.wide);
 }
 
 /// Every element by the chain, and by a plain float64 sum in `exact`.
 Tensor expected_bits(const Operands& o, const Case& s, bool accumulate,
                      std::vector<double>& exact) {
-    const auto a = to_double(o.a), b = to_double(o.b), c = to_double(o.c);
+    const auto a = values_of(o.a), b = values_of(o.b), c = to_double(o.c);
     Tensor out({s.m, s.n}, o.c.view.dtype);
     std::vector<double> a_row(static_cast<std::size_t>(s.k)), b_col(a_row.size());
     dispatch_dtype(o.c.view.dtype, [&]<Element T>(T) {
@@ -69,42 +147,94 @@ Tensor expected_bits(const Operands& o, const Case& s, bool accumulate,
     return out;
 }
 
-void check_case(const Case& s, DType dtype, DType c_dtype, bool ta, bool tb, bool accumulate) {
-    const Operands o = make_operands(s, dtype, c_dtype, ta, tb);
+void check_case(const Case& s, const Operands& o, const Dtypes& d, bool accumulate) {
     std::vector<double> exact;
     const Tensor expected = expected_bits(o, s, accumulate, exact);
-    CAPTURE(s.m, s.n, s.k, dtype_name(dtype), dtype_name(c_dtype), ta, tb, accumulate);
+    CAPTURE(s.m, s.n, s.k, dtype_name(d.a), dtype_name(d.b), dtype_name(d.c));
+    CAPTURE(o.transpose_a, o.transpose_b, accumulate);
+    const double allowed = d.c == DType::fp16 ? 1e-3 : tolerance(d.c);
     for (const cpu::Isa isa : available_isas()) {
         const IsaScope scope(isa);
-        const PoisonedTensor c = poisoned_tensor({s.m, s.n}, c_dtype);
+        const PoisonedTensor c = poisoned_tensor({s.m, s.n}, d.c);
         if (accumulate)
             std::memcpy(c.view.data, o.c.view.data, static_cast<std::size_t>(c.view.bytes()));
-        matmul({.c = c,
-                .a = o.a,
-                .b = o.b,
-                .transpose_a = ta,
-                .transpose_b = tb,
-                .accumulate = accumulate},
-               {});
+        matmul(args_of(o, c, accumulate), {});
         CAPTURE(static_cast<int>(isa));
         CHECK(bytes_of(c) == bytes_of(expected));
-        CHECK(relative_error(to_double(c), exact) < tolerance(c_dtype));
+        CHECK(relative_error(to_double(c), exact) < allowed);
         CHECK(c.guards_intact());
     }
 }
 
+constexpr DType kOperandDtypes[] = {DType::fp32, DType::bf16, DType::fp16, DType::e4m3,
+                                    DType::e5m2};
+
 }  // namespace
 
 TEST_CASE("matmul is the documented chain, bit for bit, on every instruction set") {
-    const auto [dtype, c_dtype] = GENERATE(table<DType, DType>({{DType::fp32, DType::fp32},
-                                                                {DType::bf16, DType::fp32},
-                                                                {DType::bf16, DType::bf16},
-                                                                {DType::fp64, DType::fp64}}));
+    const auto d = GENERATE(Dtypes{DType::fp32, DType::fp32, DType::fp32},
+                            Dtypes{DType::bf16, DType::bf16, DType::fp32},
+                            Dtypes{DType::bf16, DType::bf16, DType::bf16},
+                            Dtypes{DType::fp16, DType::fp16, DType::fp16},
+                            Dtypes{DType::e5m2, DType::e4m3, DType::bf16},
+                            Dtypes{DType::fp64, DType::fp64, DType::fp64});
     for (const Case& s : kCases)
         for (const bool ta : {false, true})
             for (const bool tb : {false, true})
                 for (const bool accumulate : {false, true})
-                    check_case(s, dtype, c_dtype, ta, tb, accumulate);
+                    check_case(s, make_operands(s, d, ta, tb), d, accumulate);
+}
+
+TEST_CASE("matmul takes every pair of operand dtypes, and every shape of scales") {
+    const Case s = GENERATE(Case{37, 41, 290}, Case{300, 19, 131}, Case{2, 270, 128});
+    for (const DType a : kOperandDtypes)
+        for (const DType b : kOperandDtypes)
+            for (const int t : {0, 1, 2, 3}) {
+                const Dtypes d{a, b, DType::fp32};
+                check_case(s, make_operands(s, d, t & 1, t & 2), d, false);
+            }
+    for (const Blocks a_blocks : kBlocks)
+        for (const Blocks b_blocks : kBlocks)
+            for (const int t : {0, 1, 2, 3}) {
+                const Dtypes d{DType::e4m3, DType::e5m2, DType::fp32};
+                check_case(s, make_operands(s, d, t & 1, t & 2, a_blocks, b_blocks), d, true);
+            }
+}
+
+TEST_CASE("matmul of narrow operands has the bits of widening them first") {
+    const Case s{70, 90, 400};
+    for (const DType a : kOperandDtypes)
+        for (const DType b : kOperandDtypes) {
+            const Operands o = make_operands(s, {a, b, DType::fp32}, false, true);
+            const Tensor narrow({s.m, s.n}, DType::fp32), wide({s.m, s.n}, DType::fp32);
+            matmul(args_of(o, narrow, false), {});
+            matmul({.c = wide, .a = o.a.wide, .b = o.b.wide, .transpose_b = true}, {});
+            CAPTURE(dtype_name(a), dtype_name(b));
+            CHECK(bytes_of(narrow) == bytes_of(wide));
+        }
+}
+
+TEST_CASE("matmul reads every 8-bit code, and keeps a NaN one") {
+    const Tensor one({1, 1}, DType::fp32);
+    one.as<float>()[0] = 1.0f;
+    const DType dtype = GENERATE(DType::e4m3, DType::e5m2);
+    Tensor codes({1, 256}, dtype), scale({1, 2}, DType::e8m0), c({1, 256}, DType::fp32);
+    for (std::size_t i = 0; i < 256; ++i)
+        codes.view.data[i] = static_cast<std::byte>(i);
+    scale.as<e8m0>()[0].bits = 127;  // 2^0
+    scale.as<e8m0>()[1].bits = 1;    // 2^-126: the products are subnormal, and still exact
+    for (const cpu::Isa isa : available_isas()) {
+        const IsaScope scope(isa);
+        matmul({.c = c, .a = one, .b = codes, .b_scale = scale}, {});
+        for (std::size_t i = 0; i < 256; ++i) {
+            const auto bits = static_cast<std::uint8_t>(i);
+            const float code = dtype == DType::e4m3 ? to_float(e4m3{bits}) : to_float(e5m2{bits});
+            const float expected = code * (i < 128 ? 1.0f : 0x1p-126f);
+            CAPTURE(static_cast<int>(isa), i);
+            CHECK((std::isnan(expected) ? std::isnan(c.as<float>()[i])
+                                        : c.as<float>()[i] == expected));
+        }
+    }
 }
 
 TEST_CASE("matmul rows do not depend on how many rows there are") {
@@ -129,11 +259,15 @@ TEST_CASE("matmul counts leading axes as rows") {
 
 TEST_CASE("matmul refuses what does not fit") {
     const Tensor a({4, 8}, DType::fp32), b({8, 5}, DType::fp32), c({4, 5}, DType::fp32);
-    const Tensor b16({8, 5}, DType::bf16), c16({4, 5}, DType::bf16), wrong({4, 6}, DType::fp32);
+    const Tensor wrong({4, 6}, DType::fp32), d64({4, 5}, DType::fp64);
+    const Tensor codes({8, 5}, DType::e4m3), scale({1, 1}, DType::e8m0), odd({2, 5}, DType::e8m0);
     CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = b, .transpose_b = true}, {}), ShapeError);
     CHECK_THROWS_AS(matmul({.c = wrong, .a = a, .b = b}, {}), ShapeError);
-    CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = b16}, {}), ShapeError);
-    CHECK_THROWS_AS(matmul({.c = c16, .a = a, .b = b}, {}), ShapeError);
+    CHECK_THROWS_AS(matmul({.c = d64, .a = a, .b = b}, {}), ShapeError);
+    CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = codes}, {}), ShapeError);  // without a scale
+    CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = codes, .b_scale = odd}, {}), ShapeError);
+    CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = b, .b_scale = scale}, {}), ShapeError);
+    CHECK_NOTHROW(matmul({.c = c, .a = a, .b = codes, .b_scale = scale}, {}));
     CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = b}, {.device = {DeviceKind::cuda, 0}}),
                     DeviceError);
 }
