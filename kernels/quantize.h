@@ -3,8 +3,8 @@
 
 namespace stoa {
 
-/// Values per edge of a quantiser block. Features come in whole blocks; the last block of tokens may
-/// be shorter, which is the same as one padded with zeros.
+/// Values per edge of a quantiser block. The last block of a row or a column may be shorter, which
+/// is the same as one padded with zeros.
 constexpr std::int64_t kQuantBlock = 128;
 
 /// One E8M0 exponent per block: 1 x 128 along a row (activations and gradients, contraction over
@@ -21,15 +21,17 @@ QuantBlocks blocks_of(const Shape& codes, const Shape& scale);
 /// The scale comes from the tensor itself: no history, so recomputing gives the same bytes, and a
 /// tensor cut at multiples of 128 gives the bytes of the whole.      [DeepSeek-V3, 2412.19437]
 /// shapes: x, codes (rows, cols); scale as scale_shape; nonfinite (1) or absent
-/// dtype:  x fp32 | bf16 | fp16; codes e4m3 | e5m2; scale e8m0; nonfinite int32: |= 1 on Inf or NaN
-/// comm:   none     errors: ShapeError (cols must be whole blocks, except with column blocks)
+/// dtype:  x fp32 | bf16 | fp16; codes e4m3 | e5m2; scale e8m0; nonfinite int32: |= 1 where
+///         x holds Inf or NaN (their codes: the maximum and 0x7F)
+/// comm:   none     errors: ShapeError
 struct QuantizeArgs {
     TensorView codes, scale, nonfinite;
     ConstTensorView x;
 };
 void quantize(const QuantizeArgs& args, const Exec& exec);
 
-/// y = codes * scale, exact.     dtype: y fp32
+/// y = codes * scale, exact; Inf where an x within 1/16 of the largest fp32 has rounded up.
+/// dtype: y fp32
 struct DequantizeArgs {
     TensorView y;
     ConstTensorView codes, scale;

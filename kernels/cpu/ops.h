@@ -6,6 +6,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
+#include "kernels/quantize.h"
 #include "kernels/random_normal.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
@@ -32,6 +33,8 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b);
 void cast(TensorView y, ConstTensorView x);
 void sum_of_squares(TensorView out, ConstTensorView x);
 void adamw(const AdamwArgs& args);
+void quantize(const QuantizeArgs& args);
+void dequantize(const DequantizeArgs& args);
 void random_normal(const RandomNormalArgs& args);
 
 }  // namespace stoa::cpu
