@@ -1,10 +1,13 @@
-// Packed GEMM after Goto & van de Geijn 2008: a block of b (256 x 1024) and a block of a (480 x
-// 256) are packed so that the micro-kernel reads both with unit stride; c is updated once per k
-// block.
+// Packed GEMM after Goto & van de Geijn 2008. Blocks of b, and of a, are packed so that the
+// micro-kernel reads both with unit stride; a panel of b stays in L1 while the panels of a pass by.
+// Up to kWideRows rows, the threads divide the columns and share both packed blocks; beyond, they
+// divide the rows, share b, and each packs its own rows of a.
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/gemm_micro.h"
 #include "kernels/cpu/gemm_pack.h"
 #include "kernels/cpu/isa.h"
@@ -13,17 +16,39 @@
 namespace stoa::cpu {
 namespace {
 
-constexpr std::int64_t kBlockM = 480;   // a multiple of every mr; 480 KiB of a in L2
-constexpr std::int64_t kBlockN = 1024;  // a multiple of every nr; 1 MiB of b in L2
-constexpr std::int64_t kFewRows = 24;   // fewer rows than this do not pay for packing b
-constexpr std::int64_t kStripe = 2048;  // rows of a narrow c that are held in fp32 at a time
+constexpr std::int64_t kBlockN = 1024;      // a multiple of every nr
+constexpr std::int64_t kWideRows = 480;     // a multiple of every mr
+constexpr std::int64_t kChunkRows = 240;    // at most so many rows of a does one thread pack
+constexpr std::int64_t kFewRows = 24;       // fewer rows than this do not pay for packing all of b
+constexpr std::int64_t kPacked = 1 << 18;   // values of a packed block: 1 MiB, half of an L2
+constexpr std::int64_t kNarrowRows = 1024;  // rows of a narrow c that are held in fp32 at a time
+constexpr std::int64_t kAloneWork = 1 << 19;  // fewer multiplications than this stay on one thread
 
-struct Panel {
-    const float* data = nullptr;
-    std::int64_t stride = 0;  // between steps of k
+/// Rows [i0, i0 + m) and columns [j0, j0 + n) of c, over the steps [p0, p0 + k).
+struct Block {
+    const Gemm& g;
+    const MicroKernels& micro;
+    std::int64_t i0 = 0, m = 0, j0 = 0, n = 0, p0 = 0, k = 0;
+    float* c = nullptr;  // element (i0, j0): in g.c itself, or in its fp32 stand-in
+    std::int64_t ldc = 0;
+    // Packed operands. Each kGemmBlockK steps lie together, panel after panel.
+    float *a = nullptr, *b = nullptr;
+
+    std::int64_t panels_a() const { return (m + micro.mr - 1) / micro.mr; }
+    std::int64_t panels_b() const { return (n + micro.nr - 1) / micro.nr; }
+    std::int64_t steps(std::int64_t p) const { return std::min(kGemmBlockK, p0 + k - p); }
+    bool narrow() const { return g.c.dtype != DType::fp32; }
+    bool few_rows() const { return m <= kFewRows; }
+    std::int64_t grain(std::int64_t count) const { return m * n * k < kAloneWork ? count : 1; }
 };
 
-/// All row panels of packed a against one panel of b: c columns [0, width).
+/// b over one block of k: nr values per step, `stride` apart.
+struct Panel {
+    const float* data = nullptr;
+    std::int64_t stride = 0;
+};
+
+/// All row panels of packed a (m rows) against one panel of b: c columns [0, width).
 void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, const float* a,
                     const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add) {
     for (std::int64_t r = 0; r < m; r += micro.mr, a += micro.mr * k, c += micro.mr * ldc) {
@@ -43,86 +68,161 @@ void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, c
     }
 }
 
-/// Columns [j0, j0 + n) of the product into c (m, n), which has fp32 elements.
-void multiply_columns(const Gemm& g, std::int64_t j0, std::int64_t n, float* c, std::int64_t ldc) {
-    const MicroKernels& micro = micro_kernels(current_isa());
-    struct PackedA;
-    struct PackedB;
-    const std::int64_t panels_a = (std::min(g.m, kBlockM) + micro.mr - 1) / micro.mr;
-    const std::int64_t panels_b = (n + micro.nr - 1) / micro.nr;
-    const std::int64_t depth = std::min(g.k, kGemmBlockK);
-    float* const a = scratch<PackedA, float>(panels_a * micro.mr * depth);
-    float* const b = scratch<PackedB, float>(panels_b * micro.nr * depth);
-    const bool b_in_place = g.b.dtype == DType::fp32 && !g.b.transpose && g.m <= kFewRows;
-    for (std::int64_t p = 0; p < g.k; p += kGemmBlockK) {
-        const std::int64_t k = std::min(kGemmBlockK, g.k - p);
-        const bool add = g.accumulate || p > 0;
-        for (std::int64_t i = 0; i < g.m; i += kBlockM) {
-            const std::int64_t m = std::min(kBlockM, g.m - i);
-            pack_panels(a, micro.mr, g.a, !g.a.transpose, i, m, p, k);
-            for (std::int64_t j = 0; j < n; j += micro.nr) {
-                const std::int64_t width = std::min<std::int64_t>(micro.nr, n - j);
-                Panel panel{b + j * k, micro.nr};
-                if (b_in_place && width == micro.nr)
-                    panel = {reinterpret_cast<const float*>(g.b.data) + p * g.b.ld + j0 + j,
-                             g.b.ld};
-                else if (i == 0)
-                    pack_panels(b + j * k, micro.nr, g.b, g.b.transpose, j0 + j, width, p, k);
-                multiply_panel(micro, m, k, a, panel, width, c + i * ldc + j, ldc, add);
-            }
-        }
-    }
+/// Before the first steps: what a narrow c holds, in fp32.
+template <class T>
+void load_narrow(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, std::int64_t n) {
+    const Result& c = s.g.c;
+    const T* const from = reinterpret_cast<const T*>(c.data) + (s.i0 + i) * c.ld + s.j0 + j;
+    vectorised([&] {
+        for (std::int64_t r = 0; r < m; ++r)
+            for (std::int64_t e = 0; e < n; ++e)
+                s.c[(i + r) * s.ldc + j + e] = widen(from[r * c.ld + e]);
+    });
+}
+/// After the last steps: the sums, rounded once.
+template <class T>
+void store_narrow(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, std::int64_t n) {
+    const Result& c = s.g.c;
+    T* const to = reinterpret_cast<T*>(c.data) + (s.i0 + i) * c.ld + s.j0 + j;
+    vectorised([&] {
+        for (std::int64_t r = 0; r < m; ++r)
+            for (std::int64_t e = 0; e < n; ++e)
+                to[r * c.ld + e] = narrow_to<T>(s.c[(i + r) * s.ldc + j + e]);
+    });
 }
 
-/// c in 16 bits: the sums stay in fp32 over all of k and are rounded once.
-template <class T>
-void multiply_to_narrow(Gemm g) {
-    struct Wide;
-    const std::int64_t m = g.m, columns = std::min(g.n, kBlockN);
-    float* const wide = scratch<Wide, float>(std::min(m, kStripe) * columns);
-    for (std::int64_t i = 0; i < m; i += kStripe) {
-        g.m = std::min(kStripe, m - i);
-        for (std::int64_t j = 0; j < g.n; j += kBlockN) {
-            const std::int64_t n = std::min(kBlockN, g.n - j);
-            T* const c = reinterpret_cast<T*>(g.c.data) + i * g.c.ld + j;
-            vectorised([&] {
-                for (std::int64_t r = 0; r < g.m; ++r)
-                    for (std::int64_t e = 0; e < n; ++e)
-                        wide[r * n + e] = g.accumulate ? widen(c[r * g.c.ld + e]) : 0.0f;
-            });
-            multiply_columns(g, j, n, wide, n);
-            vectorised([&] {
-                for (std::int64_t r = 0; r < g.m; ++r)
-                    for (std::int64_t e = 0; e < n; ++e)
-                        c[r * g.c.ld + e] = narrow_to<T>(wide[r * n + e]);
+/// Runs `multiply` on the region of c that this thread owns, between its load and its store.
+template <class Multiply>
+void own_region(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, std::int64_t n,
+                const Multiply& multiply) {
+    if (s.narrow() && s.g.accumulate && s.p0 == 0)
+        s.g.c.dtype == DType::bf16 ? load_narrow<bf16>(s, i, m, j, n)
+                                   : load_narrow<fp16>(s, i, m, j, n);
+    for (std::int64_t p = s.p0; p < s.p0 + s.k; p += kGemmBlockK)
+        multiply(p, s.steps(p), s.g.accumulate || p > 0);
+    if (s.narrow() && s.p0 + s.k == s.g.k)
+        s.g.c.dtype == DType::bf16 ? store_narrow<bf16>(s, i, m, j, n)
+                                   : store_narrow<fp16>(s, i, m, j, n);
+}
+
+/// Packs op(a)'s rows, or op(b)'s columns, [first, first + count) over all steps of the block.
+void pack_shared(const Block& s, float* packed, std::int64_t width, const Operand& x, bool along_k,
+                 std::int64_t first, std::int64_t count) {
+    const std::int64_t panels = (count + width - 1) / width;
+    // Stored along k: one panel is a piece of work. Across: some steps of all panels, since whole
+    // stored rows are read fastest.
+    constexpr std::int64_t kSteps = 32;
+    const std::int64_t pieces = along_k ? panels : kGemmBlockK / kSteps;
+    const std::int64_t blocks = (s.k + kGemmBlockK - 1) / kGemmBlockK;
+    parallel_for(blocks * pieces, s.grain(blocks * pieces), [&](auto begin, auto end) {
+        for (; begin < end; ++begin) {
+            const std::int64_t p = s.p0 + begin / pieces * kGemmBlockK, piece = begin % pieces;
+            const std::int64_t k = s.steps(p);
+            float* const block = packed + (p - s.p0) * panels * width;
+            if (along_k) {
+                const std::int64_t i = piece * width, n = std::min(width, count - i);
+                pack_panels(block + i * k, width, k, x, along_k, first + i, n, p, k);
+            } else if (const std::int64_t step = piece * kSteps; step < k) {
+                pack_panels(block + step * width, width, k, x, along_k, first, count, p + step,
+                            std::min(kSteps, k - step));
+            }
+        }
+    });
+}
+
+/// Column panel `index` over the steps of p: packed before, or for few rows in place or just now.
+Panel panel_of_b(const Block& s, std::int64_t index, std::int64_t p, std::int64_t k) {
+    const std::int64_t nr = s.micro.nr, j = index * nr;
+    if (!s.few_rows()) return {s.b + (p - s.p0) * s.panels_b() * nr + j * k, nr};
+    const Operand& b = s.g.b;
+    if (b.dtype == DType::fp32 && !b.transpose && j + nr <= s.n)
+        return {reinterpret_cast<const float*>(b.data) + p * b.ld + s.j0 + j, b.ld};
+    struct JustNow;
+    float* const panel = scratch<JustNow, float>(kGemmBlockK * nr);
+    pack_panels(panel, nr, k, b, b.transpose, s.j0 + j, std::min(nr, s.n - j), p, k);
+    return {panel, nr};
+}
+
+void multiply_wide(const Block& s) {
+    pack_shared(s, s.a, s.micro.mr, s.g.a, !s.g.a.transpose, s.i0, s.m);
+    parallel_for(s.panels_b(), s.grain(s.panels_b()), [&](auto begin, auto end) {
+        for (; begin < end; ++begin) {
+            const std::int64_t j = begin * s.micro.nr;
+            const std::int64_t n = std::min<std::int64_t>(s.micro.nr, s.n - j);
+            own_region(s, 0, s.m, j, n, [&](std::int64_t p, std::int64_t k, bool add) {
+                const float* const a = s.a + (p - s.p0) * s.panels_a() * s.micro.mr;
+                multiply_panel(s.micro, s.m, k, a, panel_of_b(s, begin, p, k), n, s.c + j, s.ldc,
+                               add);
             });
         }
-        g.a.data += kStripe * (g.a.transpose ? 1 : g.a.ld) * size_of(g.a.dtype);
-        if (g.a.scale != nullptr)
-            g.a.scale +=
-                g.a.transpose ? kStripe / g.a.scale_cols : kStripe / g.a.scale_rows * g.a.scale_ld;
+    });
+}
+
+void multiply_tall(const Block& s) {
+    // Equal chunks of whole panels, as many for each thread as for the others.
+    const std::int64_t mr = s.micro.mr, threads = cpu_threads();
+    const std::int64_t share = (s.panels_a() + threads - 1) / threads;
+    const std::int64_t chunks = threads * ((share * mr + kChunkRows - 1) / kChunkRows);
+    const std::int64_t rows = (s.panels_a() + chunks - 1) / chunks * mr;
+    struct OwnRows;
+    parallel_for((s.m + rows - 1) / rows, 1, [&](auto begin, auto end) {
+        float* const a = scratch<OwnRows, float>(rows * kGemmBlockK);
+        for (; begin < end; ++begin) {
+            const std::int64_t i = begin * rows, m = std::min(rows, s.m - i);
+            own_region(s, i, m, 0, s.n, [&](std::int64_t p, std::int64_t k, bool add) {
+                pack_panels(a, mr, k, s.g.a, !s.g.a.transpose, s.i0 + i, m, p, k);
+                for (std::int64_t panel = 0; panel < s.panels_b(); ++panel) {
+                    const std::int64_t j = panel * s.micro.nr;
+                    multiply_panel(s.micro, m, k, a, panel_of_b(s, panel, p, k),
+                                   std::min<std::int64_t>(s.micro.nr, s.n - j), s.c + i * s.ldc + j,
+                                   s.ldc, add);
+                }
+            });
+        }
+    });
+}
+
+/// Columns [j0, j0 + n) of rows [i0, i0 + m), over all of k in groups whose packed blocks fit in
+/// L2.
+void multiply_columns(Block s) {
+    struct PackedA;
+    struct PackedB;
+    const bool wide = s.m <= kWideRows;
+    const std::int64_t longest = std::max(s.few_rows() ? 1 : s.n, wide ? s.m : 1);
+    const std::int64_t group = std::max<std::int64_t>(1, kPacked / longest / kGemmBlockK);
+    const std::int64_t depth = std::min(s.g.k, group * kGemmBlockK);
+    if (wide) s.a = scratch<PackedA, float>(s.panels_a() * s.micro.mr * depth);
+    if (!s.few_rows()) s.b = scratch<PackedB, float>(s.panels_b() * s.micro.nr * depth);
+    for (s.p0 = 0; s.p0 < s.g.k; s.p0 += depth) {
+        s.k = std::min(depth, s.g.k - s.p0);
+        if (!s.few_rows()) pack_shared(s, s.b, s.micro.nr, s.g.b, s.g.b.transpose, s.j0, s.n);
+        wide ? multiply_wide(s) : multiply_tall(s);
     }
 }
 
 }  // namespace
 
 void gemm(const Gemm& g) {
-    switch (g.c.dtype) {
-        case DType::fp64:
-            return gemm_fp64(g);
-        case DType::bf16:
-            return multiply_to_narrow<bf16>(g);
-        case DType::fp16:
-            return multiply_to_narrow<fp16>(g);
-        default:
-            break;
+    if (g.c.dtype == DType::fp64) return gemm_fp64(g);
+    if (g.k == 0) {
+        if (!g.accumulate)
+            for (std::int64_t i = 0; i < g.m; ++i)
+                std::memset(g.c.data + i * g.c.ld * size_of(g.c.dtype), 0,
+                            static_cast<std::size_t>(g.n * size_of(g.c.dtype)));
+        return;
     }
-    auto* const c = reinterpret_cast<float*>(g.c.data);
-    if (g.k == 0 && !g.accumulate)
-        for (std::int64_t i = 0; i < g.m; ++i)
-            std::fill_n(c + i * g.c.ld, g.n, 0.0f);
-    for (std::int64_t j = 0; j < g.n; j += kBlockN)
-        multiply_columns(g, j, std::min(kBlockN, g.n - j), c + j, g.c.ld);
+    struct WideC;
+    Block s{g, micro_kernels(current_isa())};
+    const std::int64_t rows = s.narrow() ? kNarrowRows : g.m;
+    for (s.i0 = 0; s.i0 < g.m; s.i0 += rows)
+        for (s.j0 = 0; s.j0 < g.n; s.j0 += kBlockN) {
+            s.m = std::min(rows, g.m - s.i0);
+            s.n = std::min(kBlockN, g.n - s.j0);
+            s.ldc = s.narrow() ? s.n : g.c.ld;
+            s.c = s.narrow() ? scratch<WideC, float>(s.m * s.n)
+                             : reinterpret_cast<float*>(g.c.data) + s.i0 * s.ldc + s.j0;
+            multiply_columns(s);
+        }
 }
 
 }  // namespace stoa::cpu

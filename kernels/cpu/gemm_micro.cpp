@@ -8,6 +8,15 @@
 namespace stoa::cpu {
 namespace {
 
+/// Asks for the tile of c while the sums run: it is needed at the end, and lies far from the last.
+template <int Rows, int Lines>
+inline void prefetch_tile(const float* c, std::int64_t ldc) {
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r)
+        for (int line = 0; line < Lines; ++line)
+            __builtin_prefetch(c + r * ldc + 16 * line, 1);
+}
+
 constexpr int kPortableMr = 4, kPortableNr = 16;
 
 template <int Rows>
@@ -37,9 +46,11 @@ template <int Rows>
                                          std::int64_t b_stride, float* c, std::int64_t ldc,
                                          bool add) {
     __m512 acc[Rows][2];
+    prefetch_tile<Rows, 2>(c, ldc);
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r)
         acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+#pragma GCC unroll 2
     for (std::int64_t p = 0; p < k; ++p, a += kAvx512Mr, b += b_stride) {
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
 #pragma GCC unroll 12
@@ -67,6 +78,7 @@ template <int Rows>
 [[STOA_TARGET_AVX2]] void micro_avx2(std::int64_t k, const float* a, const float* b,
                                      std::int64_t b_stride, float* c, std::int64_t ldc, bool add) {
     __m256 acc[Rows][2];
+    prefetch_tile<Rows, 1>(c, ldc);
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();

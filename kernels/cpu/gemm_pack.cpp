@@ -83,8 +83,9 @@ inline void copy_into(float* panel, std::int64_t width, const Piece& x, std::int
 
 }  // namespace
 
-void pack_panels(float* packed, std::int64_t width, const Operand& x, bool along_k,
-                 std::int64_t first, std::int64_t count, std::int64_t p, std::int64_t k) {
+void pack_panels(float* packed, std::int64_t width, std::int64_t depth, const Operand& x,
+                 bool along_k, std::int64_t first, std::int64_t count, std::int64_t p,
+                 std::int64_t k) {
     alignas(64) float buffer[std::max(kMaxWidth * kSteps, kRows * kSpan)];
     if (along_k) {
         for (std::int64_t i = 0; i < count; i += width)
@@ -92,7 +93,7 @@ void pack_panels(float* packed, std::int64_t width, const Operand& x, bool along
                 const std::int64_t rows = std::min(width, count - i);
                 const std::int64_t steps = std::min(kSteps, k - step);
                 const Piece piece = piece_of(buffer, x, first + i, rows, p + step, steps);
-                float* const panel = packed + i * k + step * width;
+                float* const panel = packed + i * depth + step * width;
                 vectorised([&] { transpose_into(panel, width, piece, rows, steps); });
             }
         return;
@@ -104,7 +105,7 @@ void pack_panels(float* packed, std::int64_t width, const Operand& x, bool along
             const Piece piece = piece_of(buffer, x, p + step, steps, first + span, values);
             vectorised([&] {
                 for (std::int64_t i = 0; i < values; i += width) {
-                    float* const panel = packed + (span + i) * k + step * width;
+                    float* const panel = packed + (span + i) * depth + step * width;
                     copy_into(panel, width, {piece.data + i, piece.ld}, std::min(width, values - i),
                               steps);
                 }

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/core/philox.h"
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
@@ -166,6 +167,13 @@ void check_case(const Case& s, const Operands& o, const Dtypes& d, bool accumula
     }
 }
 
+struct ThreadScope {
+    explicit ThreadScope(int n) { set_cpu_threads(n); }
+    ~ThreadScope() { set_cpu_threads(1); }
+    ThreadScope(const ThreadScope&) = delete;
+    ThreadScope& operator=(const ThreadScope&) = delete;
+};
+
 constexpr DType kOperandDtypes[] = {DType::fp32, DType::bf16, DType::fp16, DType::e4m3,
                                     DType::e5m2};
 
@@ -212,6 +220,30 @@ TEST_CASE("matmul of narrow operands has the bits of widening them first") {
             CAPTURE(dtype_name(a), dtype_name(b));
             CHECK(bytes_of(narrow) == bytes_of(wide));
         }
+}
+
+TEST_CASE("matmul has the same bits on any number of threads") {
+    // Few rows, shared rows, and rows in chunks; several groups of k; a narrow c in two pieces.
+    const Case s = GENERATE(Case{20, 250, 600}, Case{300, 70, 1100}, Case{1100, 66, 300});
+    const auto d = GENERATE(Dtypes{DType::fp32, DType::fp32, DType::fp32},
+                            Dtypes{DType::e5m2, DType::e4m3, DType::bf16},
+                            Dtypes{DType::bf16, DType::fp32, DType::fp16});
+    for (const int t : {0, 1, 2, 3}) {
+        const Operands o = make_operands(s, d, t & 1, t & 2);
+        std::vector<std::byte> first;
+        for (const int threads : {1, 2, 3}) {
+            const ThreadScope scope(threads);
+            const PoisonedTensor c = poisoned_tensor({s.m, s.n}, d.c);
+            std::memcpy(c.view.data, o.c.view.data, static_cast<std::size_t>(c.view.bytes()));
+            matmul(args_of(o, c, true), {});
+            if (threads == 1) first = bytes_of(c);
+            CAPTURE(s.m, s.n, s.k, threads, o.transpose_a, o.transpose_b);
+            CHECK(bytes_of(c) == first);
+            CHECK(c.guards_intact());
+        }
+        std::vector<double> exact;
+        if (t == 1) CHECK(first == bytes_of(expected_bits(o, s, true, exact)));
+    }
 }
 
 TEST_CASE("matmul reads every 8-bit code, and keeps a NaN one") {
