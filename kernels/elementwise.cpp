@@ -13,7 +13,8 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b, const Exec& exec) {
     require_numel(a, y.numel(), "add: a");
     require_numel(b, y.numel(), "add: b");
     require_dtype(a, y.dtype, "add: a");
-    require_dtype(b, y.dtype, "add: b");
+    require(b.dtype == y.dtype || b.dtype == wide_dtype(y.dtype), "add: dtype of b",
+            "that of y or fp32", dtype_name(b.dtype));
     require_cpu(exec, "add");
     cpu::add(y, a, b);
 }
@@ -27,8 +28,6 @@ void cast(TensorView y, ConstTensorView x, const Exec& exec) {
 void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec) {
     require_numel(out, 1, "sum_of_squares: out");
     require_dtype(out, DType::fp64, "sum_of_squares: out");
-    require(x.dtype == DType::fp32 || x.dtype == DType::fp64, "sum_of_squares: dtype of x",
-            "fp32 or fp64", dtype_name(x.dtype));
     require_cpu(exec, "sum_of_squares");
     cpu::sum_of_squares(out, x);
 }

@@ -4,11 +4,12 @@
 namespace stoa {
 
 void zero(TensorView x, const Exec& exec);
-/// y = a + b; y may be a or b.     dtype: alike, fp32 | bf16 | fp64
+/// y = a + b; y may be a or b.     dtype: y, a alike, fp32 | bf16 | fp16 | fp64; b the same or Wide
 void add(TensorView y, ConstTensorView a, ConstTensorView b, const Exec& exec);
-/// y = x, rounded to nearest even where y is narrower.     dtype: fp32 | bf16 | fp64, any to any
+/// y = x, rounded to nearest even where y is narrower.     dtype: fp32 | bf16 | fp16 | fp64, any to
+/// any
 void cast(TensorView y, ConstTensorView x, const Exec& exec);
-/// out (1) fp64 += sum of x^2, summed in float64.     x: fp32 | fp64
+/// out (1) fp64 += sum of x^2, summed in float64.     x: fp32 | bf16 | fp64
 void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec);
 
 }  // namespace stoa

@@ -20,7 +20,11 @@ void embedding_backward(const EmbeddingBackwardArgs& args, const Exec& exec) {
     require(args.d_y.cols() == args.d_table.cols(), "embedding: columns of d_y",
             "those of the table",
             args.d_y.shape.str() + " for d_table " + args.d_table.shape.str());
-    require_dtype(args.d_table, wide_dtype(args.d_y.dtype), "embedding: d_table");
+    const DType wide = wide_dtype(args.d_y.dtype);
+    require(
+        args.d_table.dtype == wide || (args.d_table.dtype == DType::bf16 && wide == DType::fp32),
+        "embedding: dtype of d_table", "fp32 or bf16; fp64 with fp64",
+        dtype_name(args.d_table.dtype));
     require_cpu(exec, "embedding");
     cpu::embedding_backward(args);
 }

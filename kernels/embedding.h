@@ -15,7 +15,7 @@ struct EmbeddingArgs {
 void embedding_forward(const EmbeddingArgs& args, const Exec& exec);
 
 /// d_table[tokens[r] - vocab_begin] += d_y[r], rows in ascending order.
-/// dtype: d_table Wide; d_y fp32 | bf16 | fp64
+/// dtype: d_table Wide or bf16 (each sum to nearest); d_y fp32 | bf16 | fp16 | fp64
 struct EmbeddingBackwardArgs {
     TensorView d_table;
     ConstTensorView d_y, tokens;

@@ -39,8 +39,8 @@ QuantBlocks blocks_of(const Shape& codes, const Shape& scale) {
 
 void quantize(const QuantizeArgs& args, const Exec& exec) {
     const DType x = args.x.dtype;
-    require(x == DType::fp32 || x == DType::bf16 || x == DType::fp16,
-            "quantize: dtype of x", "fp32, bf16 or fp16", dtype_name(x));
+    require(x == DType::fp32 || x == DType::bf16 || x == DType::fp16 || x == DType::fp24,
+            "quantize: dtype of x", "fp32, bf16, fp16 or fp24", dtype_name(x));
     require_codes(args.codes, args.scale, "quantize");
     require_same_matrix(args.x, args.codes, "quantize: shape of x");
     if (!args.nonfinite.empty()) {

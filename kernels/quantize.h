@@ -21,7 +21,7 @@ QuantBlocks blocks_of(const Shape& codes, const Shape& scale);
 /// The scale comes from the tensor itself: no history, so recomputing gives the same bytes, and a
 /// tensor cut at multiples of 128 gives the bytes of the whole.      [DeepSeek-V3, 2412.19437]
 /// shapes: x, codes (rows, cols); scale as scale_shape; nonfinite (1) or absent
-/// dtype:  x fp32 | bf16 | fp16; codes e4m3 | e5m2; scale e8m0; nonfinite int32: |= 1 where
+/// dtype:  x fp32 | bf16 | fp16 | fp24; codes e4m3 | e5m2; scale e8m0; nonfinite int32: |= 1 where
 ///         x holds Inf or NaN (their codes: the maximum and 0x7F)
 /// comm:   none     errors: ShapeError
 struct QuantizeArgs {

@@ -9,8 +9,9 @@ void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
     require_shape(args.y, x.shape, "rms_norm: y");
     require_numel(args.weight, x.cols(), "rms_norm: weight");
     require_numel(args.rstd, x.rows(), "rms_norm: rstd");
-    require_dtype(args.y, x.dtype, "rms_norm: y");
-    require_dtype(args.weight, x.dtype, "rms_norm: weight");
+    require(wide_dtype(args.y.dtype) == wide_dtype(x.dtype), "rms_norm: dtype of y",
+            "fp64 exactly where x is", dtype_name(args.y.dtype));
+    require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm: weight");
     require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
     require_cpu(exec, "rms_norm");
     cpu::rms_norm_forward(args);
@@ -24,8 +25,9 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
     require_numel(args.d_weight, x.cols(), "rms_norm: d_weight");
     require_numel(args.rstd, x.rows(), "rms_norm: rstd");
     require_dtype(args.d_x, x.dtype, "rms_norm: d_x");
-    require_dtype(args.d_y, x.dtype, "rms_norm: d_y");
-    require_dtype(args.weight, x.dtype, "rms_norm: weight");
+    require(args.d_y.dtype == x.dtype || args.d_y.dtype == wide_dtype(x.dtype),
+            "rms_norm: dtype of d_y", "that of x or fp32", dtype_name(args.d_y.dtype));
+    require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm: weight");
     require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
     require_dtype(args.d_weight, wide_dtype(x.dtype), "rms_norm: d_weight");
     require_cpu(exec, "rms_norm");

@@ -5,8 +5,9 @@ namespace stoa {
 
 /// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), row by row. [Zhang & Sennrich 2019]
 /// shapes: x, y (rows, d); weight (d); rstd (rows)
-/// dtype:  x, y, weight alike: fp32 | bf16 | fp64; rstd Wide
-/// comm:   none     errors: ShapeError     saves for backward: rstd     y may be x
+/// dtype:  x, y: fp32 | bf16 | fp16, each its own, or both fp64; rstd, weight Wide
+/// comm:   none     errors: ShapeError     saves for backward: rstd     y may be x where their
+/// dtypes agree
 struct RmsNormArgs {
     TensorView y, rstd;
     ConstTensorView x, weight;
@@ -14,10 +15,10 @@ struct RmsNormArgs {
 };
 void rms_norm_forward(const RmsNormArgs& args, const Exec& exec);
 
-/// With g = d_y * weight:  d_x (+)= rstd * (g - x * rstd^2 * mean(g * x));  d_weight += sum_rows d_y * x * rstd
-/// shapes: as forward; d_weight (d)
-/// dtype:  d_x, d_y, x, weight alike; rstd, d_weight Wide
-/// `accumulate`: d_x += (the residual stream), else d_x =     d_x may be d_y when not accumulating
+/// With g = d_y * weight:  d_x (+)= rstd * (g - x * rstd^2 * mean(g * x));  d_weight += sum_rows
+/// d_y * x * rstd shapes: as forward; d_weight (d) dtype:  d_x, x alike; d_y that of x or Wide;
+/// weight, rstd, d_weight Wide `accumulate`: d_x += (the residual stream), else d_x =     d_x may
+/// be d_y when not accumulating
 struct RmsNormBackwardArgs {
     TensorView d_x, d_weight;
     ConstTensorView d_y, x, weight, rstd;

@@ -3,6 +3,7 @@
 // host, the device and the vectoriser. All roundings are to nearest even.
 //   fp16  1-5-10   overflow becomes Inf                 bf16  1-8-7
 //   e4m3  1-4-3    max 448, no Inf, NaN 0x7F            e5m2  1-5-2  max 57344, Inf 0x7C, NaN 0x7F
+//   fp24  1-8-15   fp32 without its last byte: masters that are rounded stochastically
 //   e8m0  a power of two, 2^(bits - 127); 0xFF is NaN   [OCP 8-bit floating point, MX 1.0]
 // e4m3 and e5m2 saturate: what lies above the maximum, and Inf, becomes the maximum. Every NaN
 // becomes 0x7F, without its sign, as in the CUDA toolkit's conversion.
@@ -18,7 +19,7 @@
 
 namespace stoa {
 
-enum class DType : std::uint8_t { fp32, bf16, fp64, int32, fp16, e4m3, e5m2, e8m0 };
+enum class DType : std::uint8_t { fp32, bf16, fp64, int32, fp16, e4m3, e5m2, e8m0, fp24 };
 
 struct bf16 {
     std::uint16_t bits;
@@ -34,6 +35,9 @@ struct e5m2 {
 };
 struct e8m0 {
     std::uint8_t bits;
+};
+struct fp24 {
+    std::uint8_t bytes[3];  // little endian
 };
 
 STOA_HD inline std::uint32_t float_bits(float x) { return std::bit_cast<std::uint32_t>(x); }
@@ -92,6 +96,29 @@ STOA_HD inline e5m2 to_e5m2(float x) {
 /// Exact for 2^-126 and above, which is all that the quantiser writes.
 STOA_HD inline float to_float(e8m0 x) { return bits_float(std::uint32_t{x.bits} << 23); }
 
+STOA_HD inline float to_float(fp24 x) {
+    return bits_float(std::uint32_t{x.bytes[0]} << 8 | std::uint32_t{x.bytes[1]} << 16 |
+                      std::uint32_t{x.bytes[2]} << 24);
+}
+STOA_HD inline fp24 truncate_to_fp24(float x) {
+    const std::uint32_t u = float_bits(x);
+    return {{static_cast<std::uint8_t>(u >> 8), static_cast<std::uint8_t>(u >> 16),
+             static_cast<std::uint8_t>(u >> 24)}};
+}
+STOA_HD inline fp24 to_fp24(float x) {
+    const std::uint32_t u = float_bits(x), rounded = u + 0x7fu + ((u >> 8) & 1u);
+    return truncate_to_fp24((u & 0x7f800000u) == 0x7f800000u ? x : bits_float(rounded));
+}
+STOA_HD inline bf16 truncate_to_bf16(float x) {
+    return {static_cast<std::uint16_t>(float_bits(x) >> 16)};
+}
+/// Stochastic rounding: adding random low bits and truncating rounds up with the probability of the
+/// fraction. `keep` bits of the word remain (bf16 16, fp24 24). Inf and NaN stay as they are.
+STOA_HD inline float add_random_bits(float x, std::uint32_t random, int keep) {
+    const std::uint32_t u = float_bits(x);
+    return bits_float((u & 0x7f800000u) == 0x7f800000u ? u : u + (random >> keep));
+}
+
 /// Types that ops read and write one by one; the 8-bit ones come in blocks with a scale each and
 /// are read through kernels/quantize.h and matmul.
 template <class T>
@@ -127,6 +154,7 @@ constexpr DType dtype_of() {
     if constexpr (std::is_same_v<T, e4m3>) return DType::e4m3;
     if constexpr (std::is_same_v<T, e5m2>) return DType::e5m2;
     if constexpr (std::is_same_v<T, e8m0>) return DType::e8m0;
+    if constexpr (std::is_same_v<T, fp24>) return DType::fp24;
 }
 constexpr std::int64_t size_of(DType t) {
     switch (t) {
@@ -137,6 +165,8 @@ constexpr std::int64_t size_of(DType t) {
         case DType::bf16:
         case DType::fp16:
             return 2;
+        case DType::fp24:
+            return 3;
         case DType::fp64:
             return 8;
         case DType::fp32:
@@ -145,10 +175,11 @@ constexpr std::int64_t size_of(DType t) {
     }
     return 0;
 }
+constexpr int kDTypes = 9;
 constexpr DType wide_dtype(DType t) { return t == DType::fp64 ? DType::fp64 : DType::fp32; }
 constexpr const char* dtype_name(DType t) {
-    constexpr const char* names[] = {"fp32", "bf16", "fp64", "int32",
-                                     "fp16", "e4m3", "e5m2", "e8m0"};
+    constexpr const char* names[kDTypes] = {"fp32", "bf16", "fp64", "int32", "fp16",
+                                     "e4m3", "e5m2", "e8m0", "fp24"};
     return names[static_cast<int>(t)];
 }
 

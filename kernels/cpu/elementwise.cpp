@@ -10,24 +10,67 @@
 namespace stoa::cpu {
 namespace {
 
-/// float64 to bf16 in one rounding: the step to fp32 rounds to odd, so that the second cannot land
-/// on a tie that the value itself is not.
-inline bf16 bf16_from_double(double x) {
+/// float64 to fp32, rounded to odd, so that a second rounding to 16 bits cannot land on a tie that
+/// the value itself is not.
+inline float round_to_odd(double x) {
     const float nearest = static_cast<float>(x);
-    if (static_cast<double>(nearest) == x || !std::isfinite(nearest)) return to_bf16(nearest);
+    if (static_cast<double>(nearest) == x || !std::isfinite(nearest)) return nearest;
     auto bits = std::bit_cast<std::uint32_t>(nearest);
     if (std::abs(static_cast<double>(nearest)) > std::abs(x)) --bits;  // towards zero
-    return to_bf16(std::bit_cast<float>(bits | 1u));
+    return std::bit_cast<float>(bits | 1u);
 }
 
 template <class To, class From>
 To convert(From x) {
     if constexpr (std::is_same_v<To, From>)
         return x;
-    else if constexpr (std::is_same_v<To, bf16> && std::is_same_v<From, double>)
-        return bf16_from_double(x);
+    else if constexpr (sizeof(To) == 2 && std::is_same_v<From, double>)
+        return narrow_to<To>(round_to_odd(x));
     else
         return narrow_to<To>(static_cast<Wide<To>>(widen(x)));
+}
+
+template <class T, class B>
+void add_as(TensorView y, ConstTensorView a, ConstTensorView b) {
+    const std::int64_t n = y.numel();
+    T* const out = y.as<T>().data();
+    const T* const left = a.as<T>().data();
+    const B* const right = b.as<B>().data();
+    vectorised([&] {
+#pragma GCC ivdep
+        for (std::int64_t i = 0; i < n; ++i)
+            out[i] = narrow_to<T>(widen(left[i]) + widen(right[i]));
+    });
+}
+
+// fp24 is not an Element: it only stores masters.
+template <Element From>
+void cast_to_fp24(TensorView y, ConstTensorView x) {
+    const auto out = y.as<fp24>();
+    const auto in = x.as<From>();
+    for (std::size_t i = 0; i < out.size(); ++i)
+        out[i] = to_fp24(static_cast<float>(widen(in[i])));
+}
+template <Element To>
+void cast_from_fp24(TensorView y, ConstTensorView x) {
+    const std::int64_t n = y.numel();
+    To* const out = y.as<To>().data();
+    const fp24* const in = x.as<fp24>().data();
+    vectorised([&] {
+        for (std::int64_t i = 0; i < n; ++i)
+            out[i] = narrow_to<To>(static_cast<Wide<To>>(to_float(in[i])));
+    });
+}
+
+template <Element To, Element From>
+void cast_elements(TensorView y, ConstTensorView x) {
+    const std::int64_t n = y.numel();
+    To* const out = y.as<To>().data();
+    const From* const in = x.as<From>().data();
+    vectorised([&] {
+        for (std::int64_t i = 0; i < n; ++i)
+            out[i] = convert<To>(in[i]);
+    });
 }
 
 }  // namespace
@@ -38,29 +81,16 @@ void zero(TensorView x) {
 
 void add(TensorView y, ConstTensorView a, ConstTensorView b) {
     dispatch_dtype(y.dtype, [&]<Element T>(T) {
-        const std::int64_t n = y.numel();
-        T* const out = y.as<T>().data();
-        const T* const left = a.as<T>().data();
-        const T* const right = b.as<T>().data();
-        vectorised([&] {
-#pragma GCC ivdep
-            for (std::int64_t i = 0; i < n; ++i)
-                out[i] = narrow_to<T>(widen(left[i]) + widen(right[i]));
-        });
+        b.dtype == y.dtype ? add_as<T, T>(y, a, b) : add_as<T, Wide<T>>(y, a, b);
     });
 }
 
 void cast(TensorView y, ConstTensorView x) {
+    if (y.dtype == DType::fp24)
+        return dispatch_dtype(x.dtype, [&]<Element From>(From) { cast_to_fp24<From>(y, x); });
     dispatch_dtype(y.dtype, [&]<Element To>(To) {
-        dispatch_dtype(x.dtype, [&]<Element From>(From) {
-            const std::int64_t n = y.numel();
-            To* const out = y.as<To>().data();
-            const From* const in = x.as<From>().data();
-            vectorised([&] {
-                for (std::int64_t i = 0; i < n; ++i)
-                    out[i] = convert<To>(in[i]);
-            });
-        });
+        if (x.dtype == DType::fp24) return cast_from_fp24<To>(y, x);
+        dispatch_dtype(x.dtype, [&]<Element From>(From) { cast_elements<To, From>(y, x); });
     });
 }
 

@@ -21,21 +21,34 @@ void embedding_forward(const EmbeddingArgs& args) {
     });
 }
 
+namespace {
+
+template <Element T, Element G>
+void add_rows(const EmbeddingBackwardArgs& args) {
+    const std::int64_t d = args.d_y.cols(), vocab_local = args.d_table.rows();
+    const T* d_y = args.d_y.as<T>().data();
+    G* const d_table = args.d_table.as<G>().data();
+    const auto tokens = args.tokens.as<std::int32_t>();
+    vectorised([&] {
+        for (std::size_t r = 0; r < tokens.size(); ++r, d_y += d) {
+            const std::int64_t row = tokens[r] - args.vocab_begin;
+            if (row < 0 || row >= vocab_local) continue;
+            G* const out = d_table + row * d;
+            for (std::int64_t c = 0; c < d; ++c)
+                out[c] = narrow_to<G>(widen(out[c]) + widen(d_y[c]));
+        }
+    });
+}
+
+}  // namespace
+
 void embedding_backward(const EmbeddingBackwardArgs& args) {
     dispatch_dtype(args.d_y.dtype, [&]<Element T>(T) {
-        const std::int64_t d = args.d_y.cols(), vocab_local = args.d_table.rows();
-        const T* d_y = args.d_y.as<T>().data();
-        Wide<T>* const d_table = args.d_table.as<Wide<T>>().data();
-        const auto tokens = args.tokens.as<std::int32_t>();
-        vectorised([&] {
-            for (std::size_t r = 0; r < tokens.size(); ++r, d_y += d) {
-                const std::int64_t row = tokens[r] - args.vocab_begin;
-                if (row < 0 || row >= vocab_local) continue;
-                Wide<T>* const out = d_table + row * d;
-                for (std::int64_t c = 0; c < d; ++c)
-                    out[c] += widen(d_y[c]);
-            }
-        });
+        if (args.d_table.dtype == DType::bf16) {
+            if constexpr (!std::is_same_v<T, double>) add_rows<T, bf16>(args);
+        } else {
+            add_rows<T, Wide<T>>(args);
+        }
     });
 }
 

@@ -157,6 +157,8 @@ void quantize_to(const QuantizeArgs& args, QuantBlocks kind) {
             return quantize_as<Code, bf16>(args, kind);
         case DType::fp16:
             return quantize_as<Code, fp16>(args, kind);
+        case DType::fp24:
+            return quantize_as<Code, fp24>(args, kind);
         default:
             return quantize_as<Code, float>(args, kind);
     }

@@ -27,7 +27,7 @@ Result run(const std::vector<Shard>& shards, const Tensor& targets) {
     const DType dtype = shards[0].logits.dtype, wide = wide_dtype(dtype);
     Result result;
     dispatch_dtype(wide, [&]<Element W>(W) {
-        if constexpr (!std::is_same_v<W, bf16>) {
+        if constexpr (std::is_same_v<W, Wide<W>>) {
             const Tensor max({rows}, wide), sum({rows}, wide), target_logit({rows}, wide);
             for (W& x : max.as<W>())
                 x = std::numeric_limits<W>::lowest();

@@ -133,8 +133,7 @@ TEST_CASE("elementwise ops refuse what does not fit") {
     const Tensor a({8}, DType::fp32), b({7}, DType::fp32), h({8}, DType::bf16),
         out({1}, DType::fp64);
     CHECK_THROWS_AS(add(a, a, b, {}), ShapeError);
-    CHECK_THROWS_AS(add(a, a, h, {}), ShapeError);
+    CHECK_THROWS_AS(add(a, h, h, {}), ShapeError);
     CHECK_THROWS_AS(cast(a, b, {}), ShapeError);
-    CHECK_THROWS_AS(sum_of_squares(out, h, {}), ShapeError);
     CHECK_THROWS_AS(sum_of_squares(a, a, {}), ShapeError);
 }

@@ -53,7 +53,8 @@ TEST_CASE("rms_norm_forward meets float64") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const Shape& shape : kShapes) {
         const std::int64_t d = shape[shape.rank - 1];
-        const Tensor x = random_tensor(shape, dtype, 7, 3.0), w = random_tensor({d}, dtype, 8);
+        const Tensor x = random_tensor(shape, dtype, 7, 3.0),
+                     w = random_tensor({d}, wide_dtype(dtype), 8);
         const Reference expected = rms_norm_float64(x, w);
         const PoisonedTensor y = poisoned_tensor(shape, dtype);
         const PoisonedTensor rstd = poisoned_tensor({shape.numel() / d}, wide_dtype(dtype));
@@ -93,7 +94,7 @@ TEST_CASE("rms_norm_backward meets central differences") {
 TEST_CASE("rms_norm_backward works in place and in fp32 and bf16") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
     const Shape shape{5, 133};
-    const Tensor x = random_tensor(shape, dtype, 1), w = random_tensor({133}, dtype, 2);
+    const Tensor x = random_tensor(shape, dtype, 1), w = random_tensor({133}, DType::fp32, 2);
     const Tensor d_y = random_tensor(shape, dtype, 3), zero_x(shape, dtype);
     const Tensor zero_w({133}, DType::fp32);
     const auto widened = [](const Tensor& t) {
@@ -117,7 +118,7 @@ TEST_CASE("rms_norm_backward works in place and in fp32 and bf16") {
 
 TEST_CASE("rms_norm gives the same bits on every instruction set") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
-    const Tensor x = random_tensor({9, 211}, dtype, 1), w = random_tensor({211}, dtype, 2);
+    const Tensor x = random_tensor({9, 211}, dtype, 1), w = random_tensor({211}, DType::fp32, 2);
     const Tensor d_y = random_tensor({9, 211}, dtype, 3), zero_w({211}, DType::fp32);
     check_same_bits([&] {
         const Backward b = run_backward(x, w, d_y, d_y, zero_w, true);
