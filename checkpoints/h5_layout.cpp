@@ -9,7 +9,17 @@ using Extent = std::array<hsize_t, 2>;
 
 std::string dataset_path(const std::string& tensor) { return "/tensors/" + tensor; }
 
-/// bf16 has no HDF5 type: its bits as uint16, named by the attribute "dtype".
+hid_t three_bytes() {
+    static const hid_t type = [] {  // lives as long as the library
+        const hid_t t = H5Tcopy(H5T_STD_U32LE);
+        h5_check(H5Tset_precision(t, 24), "24-bit type");
+        h5_check(H5Tset_size(t, 3), "24-bit type");
+        return t;
+    }();
+    return type;
+}
+/// Where HDF5 has no type of that name, the bits as unsigned integers (fp24 as a 24-bit one), named
+/// by the attribute "dtype".
 hid_t h5_type(DType t) {
     switch (t) {
         case DType::fp32:
@@ -17,7 +27,14 @@ hid_t h5_type(DType t) {
         case DType::fp64:
             return H5T_IEEE_F64LE;
         case DType::bf16:
+        case DType::fp16:
             return H5T_STD_U16LE;
+        case DType::e4m3:
+        case DType::e5m2:
+        case DType::e8m0:
+            return H5T_STD_U8LE;
+        case DType::fp24:
+            return three_bytes();
         case DType::int32:
             return H5T_STD_I32LE;
     }

@@ -39,10 +39,11 @@ Shape shape_from(const ordered_json& j) {
     return s;
 }
 DType dtype_from(const std::string& name) {
-    for (const DType d : {DType::fp32, DType::bf16, DType::fp64, DType::int32})
-        if (name == dtype_name(d)) return d;
-    throw CheckpointError(
-        {.what = "unknown dtype", .expected = "fp32, bf16, fp64 or int32", .actual = name});
+    for (int d = 0; d < kDTypes; ++d)
+        if (name == dtype_name(static_cast<DType>(d))) return static_cast<DType>(d);
+    throw CheckpointError({.what = "unknown dtype",
+                           .actual = name,
+                           .hint = "the checkpoint was written by a newer version"});
 }
 
 ordered_json to_json(const CheckpointFile& f) {

@@ -7,6 +7,7 @@
 
 #include "configs/config_schema.h"
 #include "configs/load_run_config.h"
+#include "configs/recipe.h"
 
 namespace stoa {
 namespace {
@@ -63,6 +64,63 @@ void check_model(const RunConfig& c, Rules& rules) {
     divisible("n_heads", m.n_heads);
     divisible("n_kv_heads", m.n_kv_heads);
     divisible("d_ff", m.d_ff);
+}
+
+// 8-bit tensors are scaled in blocks of 128 features, and a shard holds whole blocks.
+void check_blocks(const RunConfig& c, Rules& rules) {
+    constexpr std::int64_t kBlock = 128;
+    const Formats f = formats_of(c.precision);
+    const bool fp8_ffn = f.ffn == DType::e4m3, fp8_moments = f.m == DType::e4m3;
+    if (!fp8_ffn && !fp8_moments) return;
+    const ModelConfig& m = c.model;
+    const std::int64_t tp = c.parallel.tp;
+    const auto whole_blocks = [&](const char* name, std::int64_t value, std::int64_t unit,
+                                  const std::vector<std::string>& keys) {
+        rules.require(
+            value % unit == 0, keys,
+            fmt::format("{}: expected a multiple of {} (fp8 blocks of 128{}), got {}", name, unit,
+                        unit == kBlock ? "" : fmt::format(" on each of {} tp ranks", tp), value),
+            fmt::format("use {}, or precision.recipe=bf16, which has no blocks",
+                        multiples_around(value, unit)));
+    };
+    whole_blocks("model.d_model", m.d_model, kBlock, {"model.d_model", "precision.recipe"});
+    whole_blocks("model.d_ff", m.d_ff, kBlock * tp,
+                 {"model.d_ff", "parallel.tp", "precision.recipe"});
+    if (fp8_moments)
+        whole_blocks("model.n_heads x model.head_dim", m.n_heads * m.head_dim, kBlock * tp,
+                     {"model.n_heads", "model.head_dim", "parallel.tp", "precision.recipe"});
+}
+
+void check_precision(const RunConfig& c, Rules& rules) {
+    const PrecisionConfig& p = c.precision;
+    const auto one_of = [&](const char* key, Format given, std::initializer_list<Format> good,
+                            const char* names) {
+        rules.require(
+            given == Format::automatic || std::find(good.begin(), good.end(), given) != good.end(),
+            {key}, std::string(key) + ": this format is not for it",
+            std::string("use auto, ") + names);
+    };
+    using enum Format;
+    one_of("precision.ffn", p.ffn, {fp32, bf16, fp8}, "fp32, bf16 or fp8");
+    one_of("precision.attention", p.attention, {fp32, bf16, fp16}, "fp32, bf16 or fp16");
+    one_of("precision.grads", p.grads, {fp32, bf16}, "fp32 or bf16");
+    one_of("precision.master", p.master, {fp32, fp24}, "fp32 or fp24");
+    const bool given = p.ffn != automatic || p.attention != automatic || p.grads != automatic ||
+                       p.master != automatic || p.moments != Moments::automatic;
+    rules.require(p.recipe != Recipe::fp64 || !given, {"precision.recipe"},
+                  "precision.recipe: fp64 is fp64 throughout",
+                  "remove the other precision keys, or choose another recipe");
+    check_blocks(c, rules);
+    for (std::size_t i = 0; i < c.parallel.recompute_layers.size(); ++i) {
+        const std::string& text = c.parallel.recompute_layers[i];
+        std::int64_t first = 0, last = 0;
+        rules.require(
+            parse_layer_range(text, first, last) && last < c.model.n_layers,
+            {"parallel.recompute_layers", "model.n_layers"},
+            fmt::format("parallel.recompute_layers: expected blocks within 0-{}, got '{}'",
+                        c.model.n_layers - 1, text),
+            "write ranges like [0-3, 7]; an empty list means all");
+    }
 }
 
 void check_batch(const RunConfig& c, Rules& rules) {
@@ -210,6 +268,7 @@ void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<P
                               config.run.name),
                   "it becomes a directory below run.dir");
     check_model(config, rules);
+    check_precision(config, rules);
     check_batch(config, rules);
     check_stages(config, rules);
     check_sources(config, rules);

@@ -18,8 +18,12 @@ template <class... Fs>
 overloaded(Fs...) -> overloaded<Fs...>;
 
 // The words of each choice, in the order of its enum.
-std::vector<std::string> words_of(Recompute) { return {"none", "full"}; }
-std::vector<std::string> words_of(ComputeDType) { return {"fp32", "bf16", "fp64"}; }
+std::vector<std::string> words_of(Recompute) { return {"none", "selective", "full"}; }
+std::vector<std::string> words_of(Recipe) { return {"fp32", "bf16", "r30", "r45", "r50", "fp64"}; }
+std::vector<std::string> words_of(Format) {
+    return {"auto", "fp32", "bf16", "fp16", "fp8", "fp24"};
+}
+std::vector<std::string> words_of(Moments) { return {"auto", "fp32", "bf16", "fp8-bf16", "fp8"}; }
 std::vector<std::string> words_of(ScheduleKind) { return {"wsd", "cosine", "linear", "constant"}; }
 std::vector<std::string> words_of(SourceKind) { return {"shards", "reasoning"}; }
 std::vector<std::string> words_of(LossOn) { return {"all", "solution"}; }
@@ -169,6 +173,11 @@ struct Reader {
         return true;
     }
     bool read(const ConfigNode& node, std::vector<std::string>* out) {
+        if (row.flag == KeyRow::automatic && node.kind == ConfigNode::Kind::scalar &&
+            node.text == "auto") {
+            out->clear();
+            return true;
+        }
         // One entry may stand without brackets.
         if (node.kind != ConfigNode::Kind::list && node.kind != ConfigNode::Kind::scalar)
             return refuse(node, "expected a list of names ([a, b])");
@@ -254,7 +263,8 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                 return *f.seconds > 0.0 ? format_duration(*f.seconds)
                                         : format_count(*f.steps, "steps");
             },
-            [](const std::vector<std::string>* names) {
+            [&row](const std::vector<std::string>* names) -> std::string {
+                if (names->empty() && row.flag == KeyRow::automatic) return "auto";
                 std::string s;
                 for (const std::string& n : *names)
                     s += (s.empty() ? "" : ", ") + quoted(n);

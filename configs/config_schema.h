@@ -37,7 +37,7 @@ struct FractionField {
 using ConfigField = std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*,
                                  FractionField, BetasField, WarmupField, IntervalField,
                                  std::vector<std::string>*, std::map<std::string, double>*,
-                                 Recompute*, ComputeDType*, ScheduleKind*, SourceKind*, LossOn*>;
+                                 Recompute*, Recipe*, Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
 
 struct KeyRange {
     double low = -std::numeric_limits<double>::infinity();

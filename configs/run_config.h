@@ -8,8 +8,10 @@
 
 namespace stoa {
 
-enum class Recompute { none, full };
-enum class ComputeDType { fp32, bf16, fp64 };  // fp64: the reference mode of the tests
+enum class Recompute { none, selective, full };
+enum class Recipe { fp32, bf16, r30, r45, r50, fp64 };  // fp64: the reference mode of the tests
+enum class Format { automatic, fp32, bf16, fp16, fp8, fp24 };
+enum class Moments { automatic, fp32, bf16, fp8_bf16, fp8 };  // Adam m and v
 enum class ScheduleKind { wsd, cosine, linear, constant };
 enum class SourceKind { shards, reasoning };
 enum class LossOn { all, solution };
@@ -17,13 +19,13 @@ enum class LossOn { all, solution };
 /// run.*
 struct RunSection {
     std::string name = "run";
-    std::string dir = "runs";     // the run directory is <dir>/<name>
+    std::string dir = "runs";  // the run directory is <dir>/<name>
     std::uint64_t seed = 42;
 };
 
 /// model.*: a Qwen3-style dense decoder
 struct ModelConfig {
-    std::int64_t vocab_size = 0;   // 0: taken from the tokenizer
+    std::int64_t vocab_size = 0;  // 0: taken from the tokenizer
     std::int64_t d_model = 256;
     std::int64_t n_layers = 4;
     std::int64_t n_heads = 4;
@@ -38,14 +40,23 @@ struct ModelConfig {
 
 /// parallel.*
 struct ParallelConfig {
-    std::int64_t dp = 0;           // 0 = auto: world_size / tp
+    std::int64_t dp = 0;  // 0 = auto: world_size / tp
     std::int64_t tp = 1;
     Recompute recompute = Recompute::none;
+    std::vector<std::string> recompute_layers;  // "0-3", "7": where it applies; empty = everywhere
+    std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
 };
 
 /// precision.*
 struct PrecisionConfig {
-    ComputeDType compute = ComputeDType::fp32;
+    Recipe recipe = Recipe::r30;
+    // Each automatic: as the recipe says (trainer/model/precision.h has the table).
+    Format ffn = Format::automatic;
+    Format attention = Format::automatic;
+    Format grads = Format::automatic;
+    Format master = Format::automatic;
+    Moments moments = Moments::automatic;
+    std::int64_t edge_blocks = 1;  // first and last blocks whose FFN stays in 16 bits
 };
 
 /// optimizer.*: AdamW
@@ -54,17 +65,17 @@ struct OptimizerConfig {
     double beta1 = 0.9, beta2 = 0.95;  // optimizer.betas: [b1, b2]
     double eps = 1e-8;
     double weight_decay = 0.1;
-    double max_norm = 1.0;             // global-norm clipping; 0 = off
-    std::int64_t max_skips = 20;       // non-finite steps in a row before the run stops (exit 7)
+    double max_norm = 1.0;        // global-norm clipping; 0 = off
+    std::int64_t max_skips = 20;  // non-finite steps in a row before the run stops (exit 7)
 };
 
 /// schedule.*: the learning rate over the whole run, positioned in tokens
 struct ScheduleConfig {
     ScheduleKind kind = ScheduleKind::wsd;
-    double warmup = 0.01;          // fraction of all tokens ("1%") ...
+    double warmup = 0.01;             // fraction of all tokens ("1%") ...
     std::int64_t warmup_tokens = -1;  // ... or tokens ("2M tokens"); -1 = use the fraction
-    double decay = 0.1;            // wsd: fraction of all tokens spent in the final linear decay
-    double final_lr = 0.1;         // fraction of the peak at the end
+    double decay = 0.1;               // wsd: fraction of all tokens spent in the final linear decay
+    double final_lr = 0.1;            // fraction of the peak at the end
 };
 
 /// batch.*
@@ -77,41 +88,41 @@ struct BatchConfig {
 /// stages[]: one entry per curriculum stage, in order
 struct StageConfig {
     std::string name;
-    std::int64_t tokens = 0;             // token budget; steps = ceil(tokens / (global_batch * seq_len))
+    std::int64_t tokens = 0;  // token budget; steps = ceil(tokens / (global_batch * seq_len))
     std::int64_t seq_len = 256;
-    std::map<std::string, double> mix;   // source name -> weight; sums to 1
-    double lr_scale = 1.0;               // the stage's LR segment: multiplies the schedule ...
-    std::int64_t lr_warmup_tokens = 0;   // ... re-warmed linearly over this many tokens of the stage
+    std::map<std::string, double> mix;  // source name -> weight; sums to 1
+    double lr_scale = 1.0;              // the stage's LR segment: multiplies the schedule ...
+    std::int64_t lr_warmup_tokens = 0;  // ... re-warmed linearly over this many tokens of the stage
 };
 
 /// data.sources.<name>.*
 struct SourceConfig {
     std::string name;
     SourceKind kind = SourceKind::shards;
-    std::string path;                    // shards: directory written by `stoa data build`
-    std::vector<std::string> families;   // reasoning: family names
-    std::int64_t difficulty = 1;         // reasoning: 1..10
-    LossOn loss_on = LossOn::all;        // reasoning: train on everything or on steps + answer
+    std::string path;                   // shards: directory written by `stoa data build`
+    std::vector<std::string> families;  // reasoning: family names
+    std::int64_t difficulty = 1;        // reasoning: 1..10
+    LossOn loss_on = LossOn::all;       // reasoning: train on everything or on steps + answer
 };
 
 /// data.*
 struct DataConfig {
-    std::string tokenizer;               // tokenizer.json
-    std::vector<SourceConfig> sources;   // in file order
+    std::string tokenizer;              // tokenizer.json
+    std::vector<SourceConfig> sources;  // in file order
 };
 
 /// checkpoint.*
 struct CheckpointConfig {
-    std::int64_t every_steps = 200;      // "200 steps"; 0 = use every_seconds only
-    double every_seconds = 0.0;          // "30min"; 0 = use every_steps only
+    std::int64_t every_steps = 200;  // "200 steps"; 0 = use every_seconds only
+    double every_seconds = 0.0;      // "30min"; 0 = use every_steps only
     std::int64_t keep = 3;
 };
 
 /// eval.*
 struct EvalConfig {
-    std::int64_t every_steps = 200;      // also at every stage switch and at the end; 0 = only there
-    std::int64_t sequences = 32;         // held-out sequences per shards source
-    std::int64_t problems = 100;         // held-out problems per reasoning family
+    std::int64_t every_steps = 200;  // also at every stage switch and at the end; 0 = only there
+    std::int64_t sequences = 32;     // held-out sequences per shards source
+    std::int64_t problems = 100;     // held-out problems per reasoning family
     std::int64_t max_new_tokens = 96;
 };
 

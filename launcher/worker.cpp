@@ -66,7 +66,7 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
         "run {}  seed {}  dp={} tp={}  {}  {} parameters, {} steps, {} tokens, plan {:.1f} MiB a "
         "rank",
         c.run_dir(), c.run.seed, run.mesh.dp_size(), run.mesh.tp_size(),
-        dtype_name(run.state.dims.compute), human_count(static_cast<double>(count_parameters(c))),
+        recipe_name(c.precision.recipe), human_count(static_cast<double>(count_parameters(c))),
         total_steps(c), human_count(static_cast<double>(total_tokens(c))),
         static_cast<double>(plan.total_bytes()) / (1 << 20));
 }

@@ -43,7 +43,7 @@ SourceLoss held_out_loss(TrainState& s, const std::string& source, const MicroBa
         load_micro_batch(s, slice(rows, begin, mb_rows));
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh.tp, exec);
-        loss_forward_backward(s.acts, s.dims, /*d_loss=*/0.0, mesh.tp, exec);
+        loss_forward_backward(s, /*d_loss=*/0.0, mesh.tp, exec);
         sum += s.acts.loss_sum.as<double>()[0];
     }
     sum = all_reduce_scalar(sum, ReduceOp::sum, mesh.dp);

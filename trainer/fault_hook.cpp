@@ -3,6 +3,8 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
+#include <string_view>
 
 namespace stoa {
 
@@ -12,6 +14,20 @@ void fault_point(std::int64_t step, int rank) {
     int who = 0;
     if (text == nullptr || std::sscanf(text, "kill@%lld:%d", &at, &who) != 2) return;
     if (step == at && rank == who) std::raise(SIGKILL);
+}
+
+Injection fault_injection(std::int64_t step, int rank, std::size_t micro_batch) {
+    const char* text = std::getenv("STOA_FAULT");
+    char kind[4] = {};
+    long long first = 0, last = 0, layer = 0;
+    int who = 0;
+    if (text == nullptr || micro_batch != 0 ||
+        std::sscanf(text, "%3[infa]@%lld-%lld:%d:%lld", kind, &first, &last, &who, &layer) != 5 ||
+        rank != who || step < first || step > last)
+        return {};
+    const bool nan = std::string_view(kind) == "nan";
+    return {layer,
+            nan ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity()};
 }
 
 }  // namespace stoa

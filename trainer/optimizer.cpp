@@ -4,6 +4,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 #include "parallel/collectives.h"
 
 namespace stoa {
@@ -20,22 +21,38 @@ double clip_coefficient(double norm, double max_norm) {
     return max_norm > 0.0 && norm > max_norm ? max_norm / norm : 1.0;
 }
 
-void adamw_step(ModelState& state, const OptimizerConfig& config, double lr, double grad_scale,
+void adamw_step(ModelState& state, const RunConfig& config, double lr, double grad_scale,
                 std::int64_t step, const Exec& exec) {
-    for (Param& p : state.params)
-        adamw({.param = p.master,
-               .m = p.m,
-               .v = p.v,
-               .grad = p.grad,
-               .lr = lr,
-               .beta1 = config.beta1,
-               .beta2 = config.beta2,
-               .eps = config.eps,
-               .weight_decay = p.decay ? config.weight_decay : 0.0,
-               .grad_scale = grad_scale,
-               .step = step},
-              exec);
-    refresh_work(state, exec);
+    const OptimizerConfig& o = config.optimizer;
+    for (const Param& p : state.params) {
+        const bool matrix = p.master.shape.rank == 2;
+        const std::int64_t rows = matrix ? p.master.shape[0] : 1;
+        for (std::int64_t begin = 0; begin < rows; begin += kQuantBlock) {
+            const std::int64_t count = std::min(kQuantBlock, rows - begin);
+            const auto part = [&](const TensorView& t) {
+                return t.empty() || !matrix ? t : t.slice_rows(begin, count);
+            };
+            adamw({.param = part(p.master),
+                   .m = part(p.m.data),
+                   .v = part(p.v.data),
+                   .grad = part(p.grad),
+                   .lr = lr,
+                   .beta1 = o.beta1,
+                   .beta2 = o.beta2,
+                   .eps = o.eps,
+                   .weight_decay = p.decay ? o.weight_decay : 0.0,
+                   .grad_scale = grad_scale,
+                   .step = step,
+                   .m_scale = part(p.m.scale),
+                   .v_scale = part(p.v.scale),
+                   .rounding_key = p.key(config.run.seed),
+                   .row_begin = p.row_begin() + begin,
+                   .col_begin = p.col_begin(),
+                   .logical_cols = p.global_shape[matrix ? 1 : 0]},
+                  exec);
+            if (matrix) refresh_work_rows(p, begin, count, exec);
+        }
+    }
 }
 
 }  // namespace stoa

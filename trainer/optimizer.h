@@ -13,8 +13,9 @@ double grad_sum_of_squares(const ModelState& state, const Communicator& tp, cons
 /// min(1, max_norm / norm); 1 when max_norm is 0. [Pascanu et al. 2013, global norm]
 double clip_coefficient(double norm, double max_norm);
 
-/// AdamW over every parameter, then the working copies. `step` counts from 1.
-void adamw_step(ModelState& state, const OptimizerConfig& config, double lr, double grad_scale,
+/// AdamW over every parameter, 128 rows at a time: unscale and clip (grad_scale), moments, master,
+/// and at once the working copy of these rows, while they are in cache. `step` counts from 1.
+void adamw_step(ModelState& state, const RunConfig& config, double lr, double grad_scale,
                 std::int64_t step, const Exec& exec);
 
 }  // namespace stoa

@@ -40,7 +40,16 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
     put("model.tie_embeddings", m.tie_embeddings);
     put("model.rope_theta", m.rope_theta);
     put("model.norm_eps", m.norm_eps);
-    put("precision.compute", dtype_name(compute_dtype(c.precision.compute)));
+    const Formats formats = formats_of(c.precision);
+    for (const auto& [key, format] : {std::pair{"residual", formats.residual},
+                                      {"attention", formats.attention},
+                                      {"ffn", formats.ffn},
+                                      {"grads", formats.grad},
+                                      {"master", formats.master},
+                                      {"m", formats.m},
+                                      {"v", formats.v}})
+        put(std::string("precision.") + key, dtype_name(format));
+    put("precision.edge_blocks", c.precision.edge_blocks);
     put("batch.global_batch", c.batch.global_batch);
     for (std::size_t i = 0; i < c.data.sources.size(); ++i) {
         const SourceConfig& s = c.data.sources[i];
@@ -77,6 +86,7 @@ CheckpointMeta checkpoint_meta(const TrainRun& run) {
     meta.counters["curriculum.source_tokens"] = join(c.source_tokens);
     meta.counters["optimizer.step"] = std::to_string(run.state.optimizer_step);
     meta.counters["optimizer.skipped_in_a_row"] = std::to_string(run.state.skipped_in_a_row);
+    meta.counters["loss_scale"] = to_text(run.state.loss_scale);
     std::string id;
     for (const auto& [key, value] : identity(run.state.config))
         id += key + "=" + value + "\n";
@@ -115,6 +125,7 @@ void restore_counters(const CheckpointMeta& meta, TrainRun& run) {
     c.source_tokens = split(meta.counters.at("curriculum.source_tokens"));
     run.state.optimizer_step = counter(meta, "optimizer.step");
     run.state.skipped_in_a_row = counter(meta, "optimizer.skipped_in_a_row");
+    run.state.loss_scale = loss_scale_from_text(meta.counters.at("loss_scale"));
 }
 
 }  // namespace stoa

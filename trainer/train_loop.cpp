@@ -112,7 +112,9 @@ ExitCode train_loop(TrainRun& run) {
     while (!run_finished(run.curriculum, config)) {
         const auto step_begin = Clock::now();
         const StageConfig& stage = stage_at(run.curriculum, config);
-        StepInputs in{.lr = learning_rate(config, run.curriculum), .stop = stop_requested()};
+        StepInputs in{.lr = learning_rate(config, run.curriculum),
+                      .step = run.curriculum.step,
+                      .stop = stop_requested()};
         in.save_due = config.checkpoint.every_seconds > 0.0 &&
                       seconds_since(last_save) >= config.checkpoint.every_seconds;
         agree(mesh.world, "load batch", [&] {

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "kernels/elementwise.h"
 #include "parallel/collectives.h"
+#include "trainer/fault_hook.h"
 #include "trainer/model/loss.h"
 #include "trainer/optimizer.h"
 
@@ -18,54 +20,85 @@ std::int64_t count_valid(const std::vector<MicroBatch>& micro_batches) {
     return n;
 }
 
-// One message for all that every rank must decide alike.
+// One message for all that every rank must decide alike: the words, then a flag per layer and pass.
 struct Decisions {
     bool skip;
     StopRequest stop;
     bool save_due;
+    std::vector<std::int32_t> nonfinite;  // (2, n_layers)
 };
-Decisions agree_decisions(Decisions mine, const Communicator& world) {
-    std::int32_t flags[3] = {mine.skip, static_cast<std::int32_t>(mine.stop), mine.save_due};
-    const TensorView view{reinterpret_cast<std::byte*>(flags), DType::int32, {3}, {}};
+Decisions agree_decisions(const Decisions& mine, const Communicator& world) {
+    std::vector<std::int32_t> words{mine.skip, static_cast<std::int32_t>(mine.stop), mine.save_due};
+    std::ranges::copy(mine.nonfinite, std::back_inserter(words));
+    const TensorView view{reinterpret_cast<std::byte*>(words.data()),
+                          DType::int32,
+                          {static_cast<std::int64_t>(words.size())},
+                          {}};
     all_reduce(view, ReduceOp::max, world, {});
-    return {flags[0] != 0, static_cast<StopRequest>(flags[1]), flags[2] != 0};
+    const bool nonfinite = std::any_of(words.begin() + 3, words.end(), [](int f) { return f; });
+    return {words[0] != 0 || nonfinite,
+            static_cast<StopRequest>(words[1]),
+            words[2] != 0,
+            {words.begin() + 3, words.end()}};
+}
+
+std::vector<std::int64_t> flagged(const std::vector<std::int32_t>& flags, std::size_t pass) {
+    const std::size_t n_layers = flags.size() / 2;
+    std::vector<std::int64_t> layers;
+    for (std::size_t l = 0; l < n_layers; ++l)
+        if (flags[pass * n_layers + l] != 0) layers.push_back(static_cast<std::int64_t>(l));
+    if (pass == 1) std::ranges::reverse(layers);  // in the order in which the pass met them
+    return layers;
 }
 
 }  // namespace
 
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec) {
     ModelState& model = s.model;
-    zero(model.grad_flat, exec);
+    zero_grads(model, exec);
     const std::int64_t tokens =
         all_reduce_scalar(count_valid(in.micro_batches), ReduceOp::sum, mesh.dp);
-    const double d_loss = 1.0 / static_cast<double>(std::max<std::int64_t>(tokens, 1));
+    const double scale = s.loss_scale.value;
+    const double per_token = 1.0 / static_cast<double>(std::max<std::int64_t>(tokens, 1));
     double loss_sum = 0.0;
-    for (const MicroBatch& mb : in.micro_batches) {
-        load_micro_batch(s, mb);
+    std::vector<std::int32_t> nonfinite(2 * s.dims.ffn.size());
+    for (std::size_t i = 0; i < in.micro_batches.size(); ++i) {
+        load_micro_batch(s, in.micro_batches[i]);
+        zero(s.acts.nonfinite, exec);
+        s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh.tp, exec);
-        loss_forward_backward(s.acts, s.dims, d_loss, mesh.tp, exec);
+        loss_forward_backward(s, scale * per_token, mesh.tp, exec);
         model_backward(s, mesh.tp, exec);  // grads +=
         loss_sum += s.acts.loss_sum.as<double>()[0];
+        for (std::size_t f = 0; f < nonfinite.size(); ++f)
+            nonfinite[f] |= s.acts.nonfinite.as<std::int32_t>()[f];
     }
     all_reduce(model.tp_partial_grads, ReduceOp::sum, mesh.tp,
                exec.stream);  // tp: q/k norms, heads of each rank
-    all_reduce(model.grad_flat, ReduceOp::sum, mesh.dp, exec.stream);  // dp: all gradients
+    all_reduce(model.norm_grads, ReduceOp::sum, mesh.dp, exec.stream);    // dp: all gradients,
+    all_reduce(model.matrix_grads, ReduceOp::sum, mesh.dp, exec.stream);  // in formats.grad
     loss_sum = all_reduce_scalar(loss_sum, ReduceOp::sum, mesh.dp);
-    const double norm = std::sqrt(grad_sum_of_squares(model, mesh.tp, exec));
+    const double norm = std::sqrt(grad_sum_of_squares(model, mesh.tp, exec)) / scale;
     const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
-    const auto [skip, stop, save_due] =
-        agree_decisions({.skip = !finite, .stop = in.stop, .save_due = in.save_due}, mesh.world);
-    if (!skip)
-        adamw_step(model, s.config.optimizer, in.lr,
-                   clip_coefficient(norm, s.config.optimizer.max_norm), ++s.optimizer_step, exec);
-    s.skipped_in_a_row = skip ? s.skipped_in_a_row + 1 : 0;
-    return {.loss = loss_sum * d_loss,
+    const Decisions all = agree_decisions(
+        {.skip = !finite, .stop = in.stop, .save_due = in.save_due, .nonfinite = nonfinite},
+        mesh.world);
+    if (!all.skip)
+        adamw_step(model, s.config, in.lr,
+                   clip_coefficient(norm, s.config.optimizer.max_norm) / scale, ++s.optimizer_step,
+                   exec);
+    s.skipped_in_a_row = all.skip ? s.skipped_in_a_row + 1 : 0;
+    update(s.loss_scale, /*overflow=*/all.skip);
+    return {.loss = loss_sum * per_token,
             .grad_norm = norm,
+            .loss_scale = scale,
             .valid_tokens = tokens,
-            .skipped = skip,
-            .stop = stop,
-            .save_due = save_due};
+            .skipped = all.skip,
+            .forward_nonfinite = flagged(all.nonfinite, 0),
+            .backward_nonfinite = flagged(all.nonfinite, 1),
+            .stop = all.stop,
+            .save_due = all.save_due};
 }
 
 }  // namespace stoa

@@ -10,21 +10,27 @@ namespace stoa {
 struct StepInputs {
     std::vector<MicroBatch> micro_batches;  // of this dp rank; its tp ranks hold the same
     double lr = 0.0;
+    std::int64_t step = 0;                 // steps done before this one
     StopRequest stop = StopRequest::none;  // this rank was signalled
     bool save_due = false;                 // this rank's clock says so
 };
 struct StepResult {
-    double loss = 0.0;       // mean over all ranks' valid tokens
-    double grad_norm = 0.0;  // before clipping
+    double loss = 0.0;        // mean over all ranks' valid tokens
+    double grad_norm = 0.0;   // before clipping, without the loss scale
+    double loss_scale = 1.0;  // of this step
     std::int64_t valid_tokens = 0;
-    bool skipped = false;                  // non-finite gradients: no update, on any rank
+    bool skipped = false;  // non-finite gradients: no update, on any rank
+    /// Layers that met Inf or NaN while quantising, on any rank, in the order of the pass: the
+    /// first is where it began, the others got it from there.
+    std::vector<std::int64_t> forward_nonfinite, backward_nonfinite;
     StopRequest stop = StopRequest::none;  // some rank was signalled
     bool save_due = false;
 };
 
-/// One optimizer step.
+/// One optimizer step. Whether its gradients are finite is decided by one exchange of a few bytes
+/// over the world, before anything of the step is written: no moment ever sees Inf or NaN.
 /// comm: dp sum(valid tokens) | tp in model and loss | tp sum(q/k norm grads) | dp sum(grads), dp
-///       sum(loss) | tp sum(grad_sq) | world max(skip, stop, save)
+///       sum(loss) | tp sum(grad_sq) | world max(skip, stop, save, layer flags)
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec);
 
 }  // namespace stoa

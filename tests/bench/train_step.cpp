@@ -26,10 +26,10 @@ struct Size {
     std::int64_t seq_len;
 };
 
-RunConfig bench_config(const Size& size, ComputeDType compute, std::int64_t dp) {
+RunConfig bench_config(const Size& size, Recipe compute, std::int64_t dp) {
     RunConfig c = test::tiny_config({}, dp, 1);
     c.model = size.model;
-    c.precision.compute = compute;
+    c.precision.recipe = compute;
     c.stages[0].seq_len = size.seq_len;
     c.batch = {.global_batch = 4, .micro_batch = 4 / dp, .grad_accum = 1};
     c.stages[0].tokens = 1 << 30;
@@ -59,10 +59,10 @@ struct Timing {
 };
 
 json measure(const Size& size, int steps, const Mesh& mesh) {
-    const ComputeDType kinds[] = {ComputeDType::fp32, ComputeDType::bf16};
+    const Recipe kinds[] = {Recipe::fp32, Recipe::bf16};
     std::vector<TrainState> states;
     std::vector<Timing> timings(2);
-    for (const ComputeDType k : kinds)
+    for (const Recipe k : kinds)
         states.push_back(make_train_state(bench_config(size, k, mesh.dp_size()), 0, 1, Exec{}));
     for (int step = -1; step < steps; ++step)  // step -1 warms up
         for (std::size_t k = 0; k < 2; ++k) {

@@ -17,7 +17,7 @@ double loss_of(TrainState& s, const MicroBatch& mb) {
     load_micro_batch(s, mb);
     zero(s.acts.loss_sum, Exec{});
     model_forward(s, self, Exec{});
-    loss_forward_backward(s.acts, s.dims, 0.0, self, Exec{});
+    loss_forward_backward(s, 0.0, self, Exec{});
     return s.acts.loss_sum.as<double>()[0];
 }
 
@@ -26,8 +26,8 @@ double loss_of(TrainState& s, const MicroBatch& mb) {
 TEST_CASE("every parameter's gradient meets finite differences in float64", "[conformance]") {
     const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
     const bool tied = GENERATE(true, false);
-    RunConfig config = tiny_config(
-        {.recompute = recompute, .tie_embeddings = tied, .compute = ComputeDType::fp64}, 1, 1);
+    RunConfig config =
+        tiny_config({.recompute = recompute, .tie_embeddings = tied, .recipe = Recipe::fp64}, 1, 1);
     config.model.init_std = 0.3;  // far from linear
     TrainState s = make_train_state(config, 0, 1, Exec{});
     const MicroBatch mb = tiny_batch(config, 0, 0);
@@ -36,12 +36,12 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
             for (std::size_t i = 0; i < p.master.as<double>().size(); ++i)
                 p.master.as<double>()[i] = 1.0 + 0.1 * std::sin(double(i));
 
-    zero(s.model.grad_flat, Exec{});
+    zero_grads(s.model, Exec{});
     load_micro_batch(s, mb);
     zero(s.acts.loss_sum, Exec{});
     const Communicator self;
     model_forward(s, self, Exec{});
-    loss_forward_backward(s.acts, s.dims, 1.0, self, Exec{});
+    loss_forward_backward(s, 1.0, self, Exec{});
     model_backward(s, self, Exec{});
 
     constexpr double kStep = 1e-6;
@@ -73,25 +73,41 @@ std::vector<double> gradients(const TinyOptions& options) {
     const RunConfig config = tiny_config(options, 1, 1);
     TrainState s = make_train_state(config, 0, 1, Exec{});
     const Communicator self;
-    zero(s.model.grad_flat, Exec{});
+    zero_grads(s.model, Exec{});
     load_micro_batch(s, tiny_batch(config, 0, 0));
     zero(s.acts.loss_sum, Exec{});
     model_forward(s, self, Exec{});
-    loss_forward_backward(s.acts, s.dims, 1.0, self, Exec{});
+    loss_forward_backward(s, 1.0, self, Exec{});
     model_backward(s, self, Exec{});
-    return to_double(s.model.grad_flat);
+    std::vector<double> g = to_double(s.model.norm_grads);
+    std::ranges::copy(to_double(s.model.matrix_grads), std::back_inserter(g));
+    return g;
 }
 
 TEST_CASE("recompute changes no bit of the gradients", "[conformance]") {
-    const ComputeDType compute = GENERATE(ComputeDType::fp32, ComputeDType::bf16);
-    CHECK(gradients({.recompute = Recompute::none, .compute = compute}) ==
-          gradients({.recompute = Recompute::full, .compute = compute}));
+    const Recipe recipe =
+        GENERATE(Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50);
+    const auto with = [&](Recompute recompute) {
+        // 300 rows: two whole blocks of tokens and a part
+        return gradients({.micro_batch = 3,
+                          .recompute = recompute,
+                          .recipe = recipe,
+                          .global_batch = 12,
+                          .whole_blocks = true,
+                          .seq_len = 100});
+    };
+    const auto none = with(Recompute::none);
+    CHECK(none == with(Recompute::selective));
+    CHECK(none == with(Recompute::full));
 }
 
-TEST_CASE("bf16 gradients stay close to float64", "[conformance]") {
-    const auto exact = gradients({.compute = ComputeDType::fp64});
-    const auto distance = [&](ComputeDType compute) {
-        const auto g = gradients({.compute = compute});
+TEST_CASE("gradients below fp32 stay close to float64", "[conformance]") {
+    const auto of = [](Recipe recipe) {
+        return gradients({.recipe = recipe, .whole_blocks = true, .seq_len = 64});
+    };
+    const auto exact = of(Recipe::fp64);
+    const auto distance = [&](Recipe recipe) {
+        const auto g = of(recipe);
         double diff = 0.0, size = 0.0;
         for (std::size_t i = 0; i < g.size(); ++i) {
             diff += (g[i] - exact[i]) * (g[i] - exact[i]);
@@ -99,7 +115,14 @@ TEST_CASE("bf16 gradients stay close to float64", "[conformance]") {
         }
         return std::sqrt(diff / size);
     };
-    CHECK(distance(ComputeDType::fp32) < 1e-5);
-    CHECK(distance(ComputeDType::bf16) < 3e-2);
-    CHECK(distance(ComputeDType::bf16) > 1e-4);  // it really computed in bf16
+    const double fp32 = distance(Recipe::fp32), bf16 = distance(Recipe::bf16);
+    const double r30 = distance(Recipe::r30), r45 = distance(Recipe::r45);
+    CAPTURE(fp32, bf16, r30, r45);
+    CHECK(fp32 < 1e-5);
+    CHECK(bf16 < 3e-2);
+    CHECK(bf16 > 1e-4);  // it really computed in bf16
+    CHECK(r30 < 0.1);
+    CHECK(r30 > bf16);  // one of three blocks really computes in fp8
+    CHECK(r45 < 0.1);
+    CHECK(r45 != r30);
 }

@@ -46,6 +46,7 @@ inline Outcome make_tiny_project(const std::string& dir, std::int64_t steps_per_
         "run: {name: tiny, dir: " + dir +
             "/runs, seed: 5}\n"
             "model: {d_model: 32, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: 8, d_ff: 64}\n"
+            "precision: {recipe: fp32}\n"
             "optimizer: {lr: 3e-3}\n"
             "batch: {global_batch: 8, micro_batch: 2}\n"
             "stages:\n"

@@ -16,8 +16,10 @@ struct TinyOptions {
     std::int64_t micro_batch = 2;
     Recompute recompute = Recompute::none;
     bool tie_embeddings = true;
-    ComputeDType compute = ComputeDType::fp32;
+    Recipe recipe = Recipe::fp32;
     std::int64_t global_batch = 8;
+    bool whole_blocks = false;  // sizes that fp8 and two tp ranks can take
+    std::int64_t seq_len = 16;
 };
 
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
@@ -31,8 +33,13 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                .head_dim = 8,
                .d_ff = 64,
                .tie_embeddings = o.tie_embeddings};
+    if (o.whole_blocks) {
+        c.model.d_model = 128;
+        c.model.head_dim = 32;
+        c.model.d_ff = 512;
+    }
     c.parallel = {.dp = dp, .tp = tp, .recompute = o.recompute};
-    c.precision.compute = o.compute;
+    c.precision.recipe = o.recipe;
     c.optimizer.lr = 1e-3;
     c.schedule.warmup = 0.1;
     c.batch = {.global_batch = o.global_batch,
@@ -40,7 +47,7 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                .grad_accum = o.global_batch / (o.micro_batch * dp)};
     StageConfig stage;
     stage.name = "only";
-    stage.seq_len = 16;
+    stage.seq_len = o.seq_len;
     stage.mix["made-up"] = 1.0;
     stage.tokens = 50 * o.global_batch * stage.seq_len;
     c.stages.push_back(stage);

@@ -1,4 +1,3 @@
-#include "tests/support/catch.h"
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -6,6 +5,8 @@
 
 #include "configs/config_units.h"
 #include "configs/load_run_config.h"
+#include "configs/recipe.h"
+#include "tests/support/catch.h"
 
 using namespace stoa;
 
@@ -13,26 +14,27 @@ namespace {
 
 // Line numbers matter below: `lr` is on line 6, `tokens` on line 13.
 const std::string kValid =
-    "run:\n"                                                 // 1
-    "  name: test\n"                                         // 2
-    "model:\n"                                               // 3
-    "  d_model: 64\n"                                        // 4
-    "optimizer:\n"                                           // 5
-    "  lr: 1e-3\n"                                           // 6
-    "  betas: [0.9, 0.99]\n"                                 // 7
-    "batch:\n"                                               // 8
-    "  global_batch: 8\n"                                    // 9
-    "  micro_batch: 2\n"                                     // 10
-    "stages:\n"                                              // 11
-    "  - name: web\n"                                        // 12
-    "    tokens: 1M tokens\n"                                // 13
-    "    seq_len: 64\n"                                      // 14
-    "    mix: {web: 0.25, sums: 0.75}\n"                     // 15
-    "data:\n"                                                // 16
-    "  tokenizer: tokenizer.json\n"                          // 17
-    "  sources:\n"                                           // 18
-    "    web: {kind: shards, path: shards/web}\n"            // 19
-    "    sums: {kind: reasoning, families: [chain_sum]}\n";  // 20
+    "run:\n"                                                // 1
+    "  name: test\n"                                        // 2
+    "model:\n"                                              // 3
+    "  d_model: 64\n"                                       // 4
+    "optimizer:\n"                                          // 5
+    "  lr: 1e-3\n"                                          // 6
+    "  betas: [0.9, 0.99]\n"                                // 7
+    "batch:\n"                                              // 8
+    "  global_batch: 8\n"                                   // 9
+    "  micro_batch: 2\n"                                    // 10
+    "stages:\n"                                             // 11
+    "  - name: web\n"                                       // 12
+    "    tokens: 1M tokens\n"                               // 13
+    "    seq_len: 64\n"                                     // 14
+    "    mix: {web: 0.25, sums: 0.75}\n"                    // 15
+    "data:\n"                                               // 16
+    "  tokenizer: tokenizer.json\n"                         // 17
+    "  sources:\n"                                          // 18
+    "    web: {kind: shards, path: shards/web}\n"           // 19
+    "    sums: {kind: reasoning, families: [chain_sum]}\n"  // 20
+    "precision: {recipe: fp32}\n";                          // 21
 
 std::string replaced(const std::string& from, const std::string& to) {
     std::string s = kValid;
@@ -493,4 +495,37 @@ TEST_CASE("a file that cannot be read is named") {
     CHECK(message((root / "configs/tinny.yaml").string()).find("tiny.yaml?") != std::string::npos);
     CHECK(message((root / "configs").string()).find("directory") != std::string::npos);
     CHECK(message("/no/such/dir/c.yaml").find("no such file") != std::string::npos);
+}
+
+TEST_CASE("fp8 needs whole blocks of 128, and says what fits", "[unit]") {
+    const std::string r30 = replaced("recipe: fp32", "recipe: r30");
+    const std::string text = report(r30);
+    CHECK(text.find("model.d_model: expected a multiple of 128 (fp8 blocks of") !=
+          std::string::npos);
+    CHECK(text.find("precision.recipe=bf16") != std::string::npos);
+    CHECK(report(r30, {"model.d_model=256", "model.d_ff=384", "parallel.tp=2"})
+              .find("model.d_ff: expected a multiple of 256") != std::string::npos);
+    CHECK(report(r30, {"model.d_model=256", "model.n_heads=4", "model.head_dim=48"})
+              .find("model.n_heads x model.head_dim: expected a multiple of 128") !=
+          std::string::npos);
+    CHECK(load(r30, {"model.d_model=256", "model.d_ff=512", "parallel.tp=2"}).precision.recipe ==
+          Recipe::r30);
+    CHECK(load(r30, {"precision.ffn=bf16", "precision.moments=bf16"}).model.d_model == 64);
+}
+
+TEST_CASE("formats that a tensor cannot have and unknown recipes are refused", "[unit]") {
+    CHECK(report(kValid, {"precision.attention=fp8"}).find("use auto, fp32, bf16 or fp16") !=
+          std::string::npos);
+    CHECK(report(kValid, {"precision.master=bf16"}).find("use auto, fp32 or fp24") !=
+          std::string::npos);
+    CHECK(report(kValid, {"precision.recipe=r31"}).find("did you mean 'r30'") != std::string::npos);
+    CHECK(report(kValid, {"precision.recipe=fp64", "precision.ffn=bf16"})
+              .find("fp64 is fp64 throughout") != std::string::npos);
+    CHECK(report(kValid, {"parallel.recompute_layers=[0-9]"}).find("expected blocks within 0-3") !=
+          std::string::npos);
+    const RunConfig c =
+        load(kValid, {"parallel.recompute=full", "parallel.recompute_layers=[0-1, 3]"});
+    CHECK(recompute_of(c, 1) == Recompute::full);
+    CHECK(recompute_of(c, 2) == Recompute::none);
+    CHECK(recompute_of(c, 3) == Recompute::full);
 }

@@ -7,9 +7,9 @@ using namespace stoa::test;
 
 TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
     const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
-    const ComputeDType compute = GENERATE(ComputeDType::fp32, ComputeDType::bf16);
+    const Recipe compute = GENERATE(Recipe::fp32, Recipe::bf16);
     const int tp = GENERATE(1, 2, 4);
-    const RunConfig config = tiny_config({.recompute = recompute, .compute = compute}, 1, tp);
+    const RunConfig config = tiny_config({.recompute = recompute, .recipe = compute}, 1, tp);
     const MemoryPlan plan = plan_memory(config, tp - 1, tp);
     TrainState s = make_train_state(config, tp - 1, tp, Exec{});
     place_activations(s, config.batch.micro_batch, longest_sequence(config));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 
 #include "kernels/core/arena.h"
 #include "kernels/embedding.h"
@@ -21,13 +22,14 @@ struct Workspace {
     Activations acts;
 };
 Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q_len) {
-    RunConfig config = s.config;
-    config.parallel.recompute = Recompute::full;
+    LocalDims dims = s.dims;
+    for (Recompute& r : dims.recompute)
+        r = Recompute::full;
     Placer list;
-    layout_activations(list, config, s.dims, batch, q_len);
+    layout_activations(list, s.config, dims, batch, q_len);
     Workspace w{.memory = Buffer(list.bytes())};
     Placer placer(w.memory.data(), w.memory.bytes());
-    w.acts = layout_activations(placer, config, s.dims, batch, q_len);
+    w.acts = layout_activations(placer, s.config, dims, batch, q_len);
     return w;
 }
 
@@ -35,8 +37,8 @@ KvCache make_cache(const TrainState& s, std::int64_t batch, std::int64_t capacit
     KvCache cache{.batch = batch, .capacity = capacity};
     const Shape shape{batch, capacity, s.dims.n_kv_heads, s.dims.head_dim};
     for (std::int64_t l = 0; l < s.config.model.n_layers; ++l) {
-        cache.k.emplace_back(shape, s.dims.compute);
-        cache.v.emplace_back(shape, s.dims.compute);
+        cache.k.emplace_back(shape, s.dims.formats.attention);
+        cache.v.emplace_back(shape, s.dims.formats.attention);
     }
     return cache;
 }
@@ -57,17 +59,18 @@ void store(const Tensor& cache, ConstTensorView rows, ConstTensorView positions,
 void trunk_forward(const TrainState& s, const Activations& a, const KvCache& cache,
                    const Communicator& tp, const Exec& exec) {
     const Weights& w = s.model.work;
-    const BlockContext context{.dims = s.dims,
-                               .state = s.model,
-                               .norm_eps = s.config.model.norm_eps,
-                               .acts = a,
-                               .tp = tp,
-                               .exec = exec};
+    BlockContext context{.dims = s.dims,
+                         .state = s.model,
+                         .norm_eps = s.config.model.norm_eps,
+                         .acts = a,
+                         .tp = tp,
+                         .exec = exec};
     embedding_forward(
         {.y = a.x[0], .table = w.embed, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
         exec);
     all_reduce(a.x[0], ReduceOp::sum, tp, exec.stream);  // tp: each token's row lives on one rank
     for (std::size_t l = 0; l < w.blocks.size(); ++l) {
+        context.layer = static_cast<std::int64_t>(l);
         block_qkv(context, w.blocks[l], a.saved[l], a.x[l]);
         store(cache.k[l], a.saved[l].k, a.positions, a.seq_len);
         store(cache.v[l], a.saved[l].v, a.positions, a.seq_len);
@@ -81,10 +84,10 @@ std::vector<TokenId> pick_tokens(const TrainState& s, const Activations& a,
                                  const Exec& exec) {
     const auto batch = static_cast<std::int64_t>(last.size());
     const ConstTensorView x = a.x.back();
-    Tensor hidden({batch, s.dims.d_model}, s.dims.compute),
-        normed({batch, s.dims.d_model}, s.dims.compute);
-    Tensor rstd({batch}, s.dims.wide), logits({batch, s.dims.vocab.local}, s.dims.compute);
-    const std::int64_t row_bytes = s.dims.d_model * size_of(s.dims.compute);
+    const auto& [residual, wide] = std::tie(s.dims.formats.residual, s.dims.formats.wide);
+    Tensor hidden({batch, s.dims.d_model}, residual), normed({batch, s.dims.d_model}, residual);
+    Tensor rstd({batch}, wide), logits({batch, s.dims.vocab.local}, wide);
+    const std::int64_t row_bytes = s.dims.d_model * size_of(residual);
     for (std::int64_t b = 0; b < batch; ++b)
         std::copy_n(x.data + last[static_cast<std::size_t>(b)] * row_bytes, row_bytes,
                     hidden.view.data + b * row_bytes);
@@ -99,7 +102,7 @@ std::vector<TokenId> pick_tokens(const TrainState& s, const Activations& a,
     Tensor best({batch}, DType::fp64), winner({batch}, DType::int32);
     std::vector<double> local_best(last.size());
     std::vector<std::int32_t> local_id(last.size());
-    dispatch_dtype(s.dims.compute, [&]<Element T>(T) {
+    dispatch_dtype(wide, [&]<Element T>(T) {
         for (std::int64_t b = 0; b < batch; ++b) {
             const auto row =
                 logits.view.row<T>(b).first(static_cast<std::size_t>(s.dims.vocab.count));

@@ -3,85 +3,171 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
+
+#include "kernels/quantize.h"
 
 namespace stoa {
 namespace {
 
-BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d,
-                        std::int64_t micro_batch, std::int64_t seq_len, Lifetime life) {
+Scaled place_scaled(Placer& p, const std::string& name, const Shape& shape, DType dtype,
+                    QuantBlocks blocks, Lifetime life) {
+    Scaled t{p.place(name, shape, dtype, life), {}};
+    if (dtype == DType::e4m3)
+        t.scale = p.place(name + ".scale", scale_shape(shape, blocks), DType::e8m0, life);
+    return t;
+}
+
+// `kept`: what this call places; the rest of the struct stays absent.
+struct Parts {
+    bool kept = true;     // what selective recompute keeps
+    bool derived = true;  // what it makes again
+};
+BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d, DType ffn,
+                        std::int64_t micro_batch, std::int64_t seq_len, Lifetime life,
+                        Parts parts) {
     const std::int64_t rows = micro_batch * seq_len;
-    const auto act = [&](const char* n, std::int64_t cols) {
-        return p.place(name + n, {rows, cols}, d.compute, life);
+    const auto attn = [&](const char* n, std::int64_t cols) {
+        return p.place(name + n, {rows, cols}, d.formats.attention, life);
     };
     const auto stat = [&](const char* n, std::int64_t count) {
-        return p.place(name + n, {count}, d.wide, life);
+        return p.place(name + n, {count}, d.formats.wide, life);
     };
-    return {.h1 = act("h1", d.d_model),
-            .rstd1 = stat("rstd1", rows),
-            .q_pre = act("q_pre", d.q_cols()),
-            .k_pre = act("k_pre", d.kv_cols()),
-            .rstd_q = stat("rstd_q", rows * d.n_heads),
-            .rstd_k = stat("rstd_k", rows * d.n_kv_heads),
-            .q = act("q", d.q_cols()),
-            .k = act("k", d.kv_cols()),
-            .v = act("v", d.kv_cols()),
-            .attn = act("attn", d.q_cols()),
-            .lse = p.place(name + "lse", {micro_batch, d.n_heads, seq_len}, d.wide, life),
-            .x_mid = act("x_mid", d.d_model),
-            .h2 = act("h2", d.d_model),
-            .rstd2 = stat("rstd2", rows),
-            .gate = act("gate", d.d_ff),
-            .up = act("up", d.d_ff),
-            .act = act("act", d.d_ff)};
+    const auto scaled = [&](const char* n, std::int64_t cols, QuantBlocks blocks) {
+        return place_scaled(p, name + n, {rows, cols}, ffn, blocks, life);
+    };
+    BlockSaved s;
+    if (parts.derived) {
+        s.h1 = attn("h1", d.d_model);
+        s.q = attn("q", d.q_cols());
+        s.k = attn("k", d.kv_cols());
+        s.h2 = scaled("h2", d.d_model, QuantBlocks::column);
+        s.act = scaled("act", d.d_ff, QuantBlocks::column);
+    }
+    if (!parts.kept) return s;
+    s.rstd1 = stat("rstd1", rows);
+    s.q_pre = attn("q_pre", d.q_cols());
+    s.k_pre = attn("k_pre", d.kv_cols());
+    s.rstd_q = stat("rstd_q", rows * d.n_heads);
+    s.rstd_k = stat("rstd_k", rows * d.n_kv_heads);
+    s.v = attn("v", d.kv_cols());
+    s.attn = attn("attn", d.q_cols());
+    s.lse = p.place(name + "lse", {micro_batch, d.n_heads, seq_len}, d.formats.wide, life);
+    s.x_mid = p.place(name + "x_mid", {rows, d.d_model}, d.formats.residual, life);
+    s.rstd2 = stat("rstd2", rows);
+    s.gate = scaled("gate", d.d_ff, QuantBlocks::row);
+    s.up = scaled("up", d.d_ff, QuantBlocks::row);
+    return s;
+}
+
+// One layer's share of what layout_saved placed for all of them.
+void share_derived(BlockSaved& s, const BlockSaved& from) {
+    s.h1 = from.h1;
+    s.q = from.q;
+    s.k = from.k;
+    s.h2 = from.h2;
+    s.act = from.act;
 }
 
 BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
-    const auto act = [&](const char* n, std::int64_t cols) {
-        return p.place(std::string("scratch.") + n, {rows, cols}, d.compute, Lifetime::block);
+    const Lifetime block = Lifetime::block;
+    const std::int64_t chunk = std::min(rows, kFfnChunk);
+    const auto place = [&](const char* n, std::int64_t r, std::int64_t cols, DType dtype) {
+        return p.place(std::string("scratch.") + n, {r, cols}, dtype, block);
     };
-    return {.partial = act("partial", d.d_model),
-            .d_h = act("d_h", d.d_model),
-            .d_attn = act("d_attn", d.q_cols()),
-            .d_q = act("d_q", d.q_cols()),
-            .d_k = act("d_k", d.kv_cols()),
-            .d_v = act("d_v", d.kv_cols()),
-            .d_gate = act("d_gate", d.d_ff),
-            .d_up = act("d_up", d.d_ff),
-            .d_act = act("d_act", d.d_ff)};
+    const Formats& f = d.formats;
+    BlockScratch s{.stream = place("stream", rows, d.d_model, f.wide),
+                   .d_attn = place("d_attn", rows, d.q_cols(), f.attention),
+                   .d_q = place("d_q", rows, d.q_cols(), f.attention),
+                   .d_k = place("d_k", rows, d.kv_cols(), f.attention),
+                   .d_v = place("d_v", rows, d.kv_cols(), f.attention)};
+    const auto uses = [&](DType t) { return std::ranges::find(d.ffn, t) != d.ffn.end(); };
+    const bool fp8 = uses(DType::e4m3);
+    // Without 8-bit layers the forward writes its operands in place, and gradients are 16-bit.
+    const DType between = fp8 ? f.wide : f.ffn;
+    s.gate = place("gate", chunk, d.d_ff, between);
+    s.up = place("up", chunk, d.d_ff, between);
+    s.act = place("act", chunk, d.d_ff, between);
+    if (!fp8) return s;
+    s.h = place("h", chunk, d.d_model, f.wide);
+    const auto codes = [&](const char* n, std::int64_t cols, QuantBlocks blocks) {
+        return place_scaled(p, std::string("scratch.") + n, {chunk, cols}, DType::e4m3, blocks,
+                            block);
+    };
+    s.h_row = codes("h.row", d.d_model, QuantBlocks::row);
+    s.act_row = codes("act.row", d.d_ff, QuantBlocks::row);
+    s.d_gate_row = codes("d_gate.row", d.d_ff, QuantBlocks::row);
+    s.d_up_row = codes("d_up.row", d.d_ff, QuantBlocks::row);
+    s.d_gate_col = codes("d_gate.col", d.d_ff, QuantBlocks::column);
+    s.d_up_col = codes("d_up.col", d.d_ff, QuantBlocks::column);
+    s.d_y_row = codes("d_y.row", d.d_model, QuantBlocks::row);
+    s.d_y_col = codes("d_y.col", d.d_model, QuantBlocks::column);
+    return s;
+}
+
+// A copy that layers of one format share while they are computed again.
+const BlockSaved& shared_copy(std::map<DType, BlockSaved>& copies, DType ffn,
+                              const std::function<BlockSaved()>& place) {
+    const auto at = copies.find(ffn);
+    return at != copies.end() ? at->second : copies.emplace(ffn, place()).first->second;
+}
+
+std::vector<BlockSaved> layout_blocks(Placer& p, const LocalDims& d, std::int64_t micro_batch,
+                                      std::int64_t seq_len) {
+    std::map<DType, BlockSaved> whole, derived;  // keyed by the feed-forward format
+    std::vector<BlockSaved> saved;
+    for (std::size_t l = 0; l < d.ffn.size(); ++l) {
+        const DType ffn = d.ffn[l];
+        const std::string kept = "saved." + std::to_string(l) + ".";
+        const std::string again = std::string("recomputed.") + dtype_name(ffn) + ".";
+        const auto place = [&](const std::string& name, Lifetime life, Parts parts) {
+            return layout_saved(p, name, d, ffn, micro_batch, seq_len, life, parts);
+        };
+        switch (d.recompute[l]) {
+            case Recompute::none:
+                saved.push_back(place(kept, Lifetime::micro_batch, {}));
+                break;
+            case Recompute::selective:
+                saved.push_back(place(kept, Lifetime::micro_batch, {.derived = false}));
+                share_derived(saved.back(), shared_copy(derived, ffn, [&] {
+                                  return place(again, Lifetime::block, {.kept = false});
+                              }));
+                break;
+            case Recompute::full:
+                saved.push_back(
+                    shared_copy(whole, ffn, [&] { return place(again, Lifetime::block, {}); }));
+                break;
+        }
+    }
+    return saved;
 }
 
 }  // namespace
 
 Activations layout_activations(Placer& p, const RunConfig& config, const LocalDims& d,
                                std::int64_t micro_batch, std::int64_t seq_len) {
-    const std::int64_t rows = micro_batch * seq_len;
+    const std::int64_t rows = micro_batch * seq_len, chunk = std::min(rows, kLossChunk);
     const Lifetime mb = Lifetime::micro_batch;
     const auto n_layers = config.model.n_layers;
-    const bool recompute = config.parallel.recompute == Recompute::full;
+    const DType wide = d.formats.wide, residual = d.formats.residual;
     Activations a{.micro_batch = micro_batch, .seq_len = seq_len};
     for (std::int64_t l = 0; l <= n_layers; ++l)
-        a.x.push_back(p.place("x." + std::to_string(l), {rows, d.d_model}, d.compute, mb));
-    if (recompute) {
-        const BlockSaved shared =
-            layout_saved(p, "recomputed.", d, micro_batch, seq_len, Lifetime::block);
-        a.saved.assign(static_cast<std::size_t>(n_layers), shared);
-    } else {
-        for (std::int64_t l = 0; l < n_layers; ++l)
-            a.saved.push_back(
-                layout_saved(p, "saved." + std::to_string(l) + ".", d, micro_batch, seq_len, mb));
-    }
+        a.x.push_back(p.place("x." + std::to_string(l), {rows, d.d_model}, residual, mb));
+    a.saved = layout_blocks(p, d, micro_batch, seq_len);
     a.scratch = layout_scratch(p, d, rows);
-    a.h_final = p.place("h_final", {rows, d.d_model}, d.compute, mb);
-    a.rstd_final = p.place("rstd_final", {rows}, d.wide, mb);
-    a.logits = p.place("logits", {rows, d.vocab.local}, d.compute, mb);
-    a.row_max = p.place("row_max", {rows}, d.wide, mb);
+    a.h_final = p.place("h_final", {rows, d.d_model}, residual, mb);
+    a.rstd_final = p.place("rstd_final", {rows}, wide, mb);
+    a.logits = p.place("logits", {chunk, d.vocab.local}, wide, Lifetime::block);
+    a.row_max = p.place("row_max", {chunk}, wide, Lifetime::block);
     // exp_sum and target_logit lie together, so that one all-reduce sums both
-    const TensorView sums = p.place("exp_sum+target_logit", {2, rows}, d.wide, mb);
-    a.exp_sum = sums.slice_rows(0, 1).reshaped({rows});
-    a.target_logit = sums.slice_rows(1, 1).reshaped({rows});
-    a.d_x = p.place("d_x", {rows, d.d_model}, d.compute, mb);
+    const TensorView sums = p.place("exp_sum+target_logit", {2, chunk}, wide, Lifetime::block);
+    a.exp_sum = sums.slice_rows(0, 1).reshaped({chunk});
+    a.target_logit = sums.slice_rows(1, 1).reshaped({chunk});
+    a.d_x = p.place("d_x", {rows, d.d_model}, residual, mb);
     a.loss_sum =
         p.place("loss_sum", {1}, DType::fp64, Lifetime::run);  // over a step's micro-batches
+    a.nonfinite = p.place("nonfinite", {2, n_layers}, DType::int32, Lifetime::run);
     for (TensorView* t : {&a.tokens, &a.targets, &a.positions, &a.key_begin, &a.key_end})
         *t = p.place("ids", {rows}, DType::int32, mb);
     return a;

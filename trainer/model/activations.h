@@ -7,39 +7,55 @@
 
 namespace stoa {
 
-// rows = micro_batch * seq_len throughout.
+// rows = micro_batch * seq_len throughout. Formats: "attn" is formats.attention, "ffn" the layer's
+// feed-forward format (8-bit in blocks), "res" formats.residual, "wide" formats.wide.
 
-/// Lives until the block's backward. With recompute: full there is one copy, refilled layer by
-/// layer.
+/// What block_backward reads. `none` keeps all of it until the block's backward; `selective` keeps
+/// what matmuls and attention made, and makes h1, q, k, h2, act again from it; `full` keeps
+/// nothing, but runs the block again. What is made again lies in one copy that the layers share.
 struct BlockSaved {
-    TensorView h1, rstd1;       // (rows, d_model), (rows): input norm
-    TensorView q_pre, k_pre;    // (rows, q_cols), (rows, kv_cols): before q/k norm
+    TensorView h1, rstd1;       // (rows, d_model) attn, (rows): input norm
+    TensorView q_pre, k_pre;    // (rows, q_cols), (rows, kv_cols) attn: before q/k norm
     TensorView rstd_q, rstd_k;  // (rows * n_heads), (rows * n_kv_heads)
-    TensorView q, k, v;         // after norm and rope
-    TensorView attn, lse;       // (rows, q_cols), (micro_batch, n_heads, seq_len)
-    TensorView x_mid;           // (rows, d_model): residual stream between attention and FFN
-    TensorView h2, rstd2;       // (rows, d_model), (rows): post-attention norm
-    TensorView gate, up, act;   // (rows, d_ff)
+    TensorView q, k, v;         // attn: q, k after norm and rope
+    TensorView attn, lse;       // (rows, q_cols) attn, (micro_batch, n_heads, seq_len)
+    TensorView x_mid;           // (rows, d_model) res: residual stream between attention and FFN
+    TensorView rstd2;           // (rows): post-attention norm
+    Scaled h2;        // (rows, d_model) ffn, scaled along tokens: for the weights' gradient
+    Scaled gate, up;  // (rows, d_ff) ffn, scaled along features
+    Scaled act;       // (rows, d_ff) ffn, scaled along tokens
 };
 
-/// One copy, shared by all layers.
+/// Rows that the feed-forward layers work on at a time: whole blocks of the quantiser and of the
+/// GEMM's k, so that the chunks show in no bit.
+constexpr std::int64_t kFfnChunk = 512;
+/// Rows whose logits exist at a time; a multiple of the GEMM's k block, for the same reason.
+constexpr std::int64_t kLossChunk = 512;
+
+/// One copy, shared by all layers. chunk = min(rows, kFfnChunk).
 struct BlockScratch {
-    TensorView partial;  // (rows, d_model): this tp rank's part of an output, then the sum
-    TensorView d_h;      // (rows, d_model)
-    TensorView d_attn, d_q, d_k, d_v;  // (rows, q_cols) x 2, (rows, kv_cols) x 2
-    TensorView d_gate, d_up, d_act;    // (rows, d_ff)
+    TensorView stream;            // (rows, d_model) wide: this tp rank's part of an output, or d_h
+    TensorView d_attn, d_q;       // (rows, q_cols) attn
+    TensorView d_k, d_v;          // (rows, kv_cols) attn
+    TensorView h;                 // (chunk, d_model) wide: post-attention norm before rounding
+    TensorView gate, up, act;     // (chunk, d_ff) wide: before rounding; gradients in backward
+    Scaled h_row, act_row;        // (chunk, ...) e4m3 by rows: matmul operands of the forward
+    Scaled d_gate_row, d_up_row;  // (chunk, d_ff) e4m3 by rows and by columns
+    Scaled d_gate_col, d_up_col;
+    Scaled d_y_row, d_y_col;  // (chunk, d_model) e4m3: gradient of the FFN's output
 };
 
 struct Activations {
     std::int64_t micro_batch = 0, seq_len = 0;
     std::vector<TensorView> x;      // n_layers + 1 residual streams: x[l] enters block l
-    std::vector<BlockSaved> saved;  // per layer; all the same views with recompute: full
+    std::vector<BlockSaved> saved;  // per layer; what is made again is the same view in all
     BlockScratch scratch;
-    TensorView h_final, rstd_final;             // (rows, d_model), (rows)
-    TensorView logits;                          // (rows, vocab_local); becomes d_logits in place
-    TensorView row_max, exp_sum, target_logit;  // (rows)
-    TensorView d_x;                             // (rows, d_model): gradient of the residual stream
+    TensorView h_final, rstd_final;             // (rows, d_model) res, (rows)
+    TensorView logits;                          // (min(rows, kLossChunk), vocab_local) wide
+    TensorView row_max, exp_sum, target_logit;  // (rows of a chunk)
+    TensorView d_x;                             // (rows, d_model) res: gradient of the stream
     TensorView loss_sum;                        // (1) fp64
+    TensorView nonfinite;  // (2, n_layers) int32: Inf or NaN met while quantising, by pass
     TensorView tokens, targets, positions, key_begin, key_end;  // (rows) int32
 };
 

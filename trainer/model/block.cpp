@@ -8,8 +8,8 @@
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
-#include "kernels/swiglu.h"
 #include "parallel/collectives.h"
+#include "trainer/model/ffn.h"
 
 namespace stoa {
 namespace {
@@ -53,15 +53,18 @@ void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSave
                  by_batch(s.v, c.acts, c.dims.head_dim), x_in, x_out);
 }
 
-void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
-               ConstTensorView x_in) {
-    const std::int64_t hd = c.dims.head_dim;
-    const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
+namespace {
+
+void input_norm(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                ConstTensorView x_in) {
     rms_norm_forward(
         {.y = s.h1, .rstd = s.rstd1, .x = x_in, .weight = w.input_norm, .eps = c.norm_eps}, c.exec);
-    linear(s.q_pre, s.h1, w.q, c.exec);  // (rows, q_cols): this rank's heads
-    linear(s.k_pre, s.h1, w.k, c.exec);  // (rows, kv_cols)
-    linear(s.v, s.h1, w.v, c.exec);      // (rows, kv_cols)
+}
+
+// q = rope(norm(q_pre)), k likewise.
+void norm_and_rope(const BlockContext& c, const BlockWeights& w, const BlockSaved& s) {
+    const std::int64_t hd = c.dims.head_dim;
+    const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
     rms_norm_forward({.y = head_rows(s.q, hd),
                       .rstd = s.rstd_q,
                       .x = head_rows(s.q_pre, hd),
@@ -78,10 +81,28 @@ void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s
     rope({.x = by_head(s.k, hd), .cos = cos, .sin = sin, .positions = c.acts.positions}, c.exec);
 }
 
+}  // namespace
+
+void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+               ConstTensorView x_in) {
+    input_norm(c, w, s, x_in);
+    linear(s.q_pre, s.h1, w.q, c.exec);  // (rows, q_cols): this rank's heads
+    linear(s.k_pre, s.h1, w.k, c.exec);  // (rows, kv_cols)
+    linear(s.v, s.h1, w.v, c.exec);      // (rows, kv_cols)
+    norm_and_rope(c, w, s);
+}
+
+void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                     ConstTensorView x_in) {
+    input_norm(c, w, s, x_in);
+    norm_and_rope(c, w, s);
+    ffn_recompute(c, w, s);
+}
+
 void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                   ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out) {
     const std::int64_t hd = c.dims.head_dim;
-    const TensorView partial = c.acts.scratch.partial;  // (rows, d_model)
+    const TensorView partial = c.acts.scratch.stream;  // (rows, d_model)
     attention_forward({.out = by_batch(s.attn, c.acts, hd),
                        .lse = s.lse,
                        .q = by_batch(s.q, c.acts, hd),
@@ -95,14 +116,8 @@ void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved
     all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: attention output
     add(s.x_mid, x_in, partial, c.exec);
 
-    rms_norm_forward(
-        {.y = s.h2, .rstd = s.rstd2, .x = s.x_mid, .weight = w.post_norm, .eps = c.norm_eps},
-        c.exec);
-    linear(s.gate, s.h2, w.gate, c.exec);  // (rows, d_ff): this rank's columns
-    linear(s.up, s.h2, w.up, c.exec);
-    swiglu_forward({.y = s.act, .gate = s.gate, .up = s.up}, c.exec);
+    ffn_forward(c, w, s, /*output=*/!x_out.empty());
     if (x_out.empty()) return;  // recompute: the backward needs nothing below
-    linear(partial, s.act, w.down, c.exec);
     all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: FFN output
     add(x_out, s.x_mid, partial, c.exec);
 }
@@ -114,17 +129,14 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
     const BlockScratch& t = c.acts.scratch;
     const auto& [cos, sin] = std::tie(c.state.rope_cos, c.state.rope_sin);
 
-    // FFN: x_out = x_mid + down(act). d_x is d_x_out and, through the residual, part of d_x_mid.
-    linear_backward(t.d_act, false, g.down, d_x, s.act, w.down, c.exec);
-    swiglu_backward(
-        {.d_gate = t.d_gate, .d_up = t.d_up, .d_y = t.d_act, .gate = s.gate, .up = s.up}, c.exec);
-    linear_backward(t.d_h, false, g.gate, t.d_gate, s.h2, w.gate, c.exec);
-    linear_backward(t.d_h, true, g.up, t.d_up, s.h2, w.up, c.exec);
-    all_reduce(t.d_h, ReduceOp::sum, c.tp,
+    // FFN: x_out = x_mid + ffn(norm(x_mid)). d_x is d_x_out and, through the residual, part of
+    // d_x_mid.
+    ffn_backward(c, w, g, s, d_x);
+    all_reduce(t.stream, ReduceOp::sum, c.tp,
                c.exec.stream);  // tp: d_h2, each rank saw its columns of d_ff
     rms_norm_backward({.d_x = d_x,
                        .d_weight = g.post_norm,
-                       .d_y = t.d_h,
+                       .d_y = t.stream,
                        .x = s.x_mid,
                        .weight = w.post_norm,
                        .rstd = s.rstd2,
@@ -174,13 +186,13 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
                        .weight = w.k_norm,
                        .rstd = s.rstd_k},
                       c.exec);
-    linear_backward(t.d_h, false, g.q, t.d_q, s.h1, w.q, c.exec);
-    linear_backward(t.d_h, true, g.k, t.d_k, s.h1, w.k, c.exec);
-    linear_backward(t.d_h, true, g.v, t.d_v, s.h1, w.v, c.exec);
-    all_reduce(t.d_h, ReduceOp::sum, c.tp, c.exec.stream);  // tp: d_h1, each rank saw its heads
+    linear_backward(t.stream, false, g.q, t.d_q, s.h1, w.q, c.exec);
+    linear_backward(t.stream, true, g.k, t.d_k, s.h1, w.k, c.exec);
+    linear_backward(t.stream, true, g.v, t.d_v, s.h1, w.v, c.exec);
+    all_reduce(t.stream, ReduceOp::sum, c.tp, c.exec.stream);  // tp: d_h1, each rank saw its heads
     rms_norm_backward({.d_x = d_x,
                        .d_weight = g.input_norm,
-                       .d_y = t.d_h,
+                       .d_y = t.stream,
                        .x = x_in,
                        .weight = w.input_norm,
                        .rstd = s.rstd1,

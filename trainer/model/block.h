@@ -14,13 +14,15 @@ struct BlockContext {
     const Activations& acts;  // scratch, positions, key ranges
     const Communicator& tp;
     const Exec& exec;
+    std::int64_t layer = 0;
+    TensorView nonfinite{};  // (1) int32: this layer and pass met Inf or NaN while quantising
 };
 
 /// One pre-norm decoder block [Qwen3]:
 ///   x_mid = x_in + out_proj(attention(rope(norm(q)), rope(norm(k)), v)),  of h1 = rms_norm(x_in)
 ///   x_out = x_mid + down(silu(gate(h2)) * up(h2)),                        of h2 = rms_norm(x_mid)
 /// shapes: x_in, x_out (rows, d_model)     comm: 2 x all_reduce(tp, (rows, d_model))
-/// An empty x_out stops before the down projection: all that recompute needs (1 x all_reduce).
+/// An empty x_out stops before the down projection: all that full recompute needs (1 x all_reduce).
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out);
 
@@ -31,6 +33,10 @@ void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s
 /// The rest, attending to k, v (micro_batch, k_len, n_kv_heads, head_dim).
 void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                   ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out);
+
+/// h1, q, k, h2 and act again, from what selective recompute keeps.     comm: none
+void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                     ConstTensorView x_in);
 
 /// d_x holds the gradient of x_out on entry and of x_in on return; weight gradients are added to g.
 /// comm: 2 x all_reduce(tp, (rows, d_model))

@@ -4,6 +4,7 @@
 
 #include "kernels/core/philox.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize.h"
 #include "kernels/random_normal.h"
 #include "kernels/rope.h"
 
@@ -18,41 +19,53 @@ std::uint64_t name_hash(
     return h;
 }
 
-// The logical model as a table, in the order of the flat buffers: q/k norms first (see
-// ModelState::tp_partial_grads), then top to bottom.
+// The logical model as a table: q/k norms first (see ModelState::tp_partial_grads), then the other
+// norms, then the matrices from top to bottom.
 std::vector<Param> param_table(const RunConfig& config) {
     const ModelConfig& m = config.model;
+    const Formats formats = formats_of(config.precision);
     const double std = m.init_std;
     const double residual_std = std / std::sqrt(2.0 * static_cast<double>(m.n_layers));  // [GPT-2]
     const std::int64_t q = m.n_heads * m.head_dim, kv = m.n_kv_heads * m.head_dim;
     std::vector<Param> table;
     const auto norm = [&](const std::string& name, std::int64_t n) {
-        table.push_back({.name = name, .global_shape = {n}});
+        table.push_back({.name = name, .global_shape = {n}, .format = formats.wide});
     };
     const auto matrix = [&](const std::string& name, std::int64_t out, std::int64_t in, TpCut cut,
-                            double s) {
-        table.push_back(
-            {.name = name, .global_shape = {out, in}, .cut = cut, .decay = true, .init_std = s});
+                            double s, DType format) {
+        table.push_back({.name = name,
+                         .global_shape = {out, in},
+                         .cut = cut,
+                         .decay = true,
+                         .init_std = s,
+                         .format = format});
     };
     const auto layer = [](std::int64_t l) { return "model.layers." + std::to_string(l) + "."; };
     for (std::int64_t l = 0; l < m.n_layers; ++l) {
         norm(layer(l) + "self_attn.q_norm.weight", m.head_dim);
         norm(layer(l) + "self_attn.k_norm.weight", m.head_dim);
     }
-    matrix("model.embed_tokens.weight", m.vocab_size, m.d_model, TpCut::rows, std);
     for (std::int64_t l = 0; l < m.n_layers; ++l) {
         norm(layer(l) + "input_layernorm.weight", m.d_model);
-        matrix(layer(l) + "self_attn.q_proj.weight", q, m.d_model, TpCut::rows, std);
-        matrix(layer(l) + "self_attn.k_proj.weight", kv, m.d_model, TpCut::rows, std);
-        matrix(layer(l) + "self_attn.v_proj.weight", kv, m.d_model, TpCut::rows, std);
-        matrix(layer(l) + "self_attn.o_proj.weight", m.d_model, q, TpCut::cols, residual_std);
         norm(layer(l) + "post_attention_layernorm.weight", m.d_model);
-        matrix(layer(l) + "mlp.gate_proj.weight", m.d_ff, m.d_model, TpCut::rows, std);
-        matrix(layer(l) + "mlp.up_proj.weight", m.d_ff, m.d_model, TpCut::rows, std);
-        matrix(layer(l) + "mlp.down_proj.weight", m.d_model, m.d_ff, TpCut::cols, residual_std);
     }
     norm("model.norm.weight", m.d_model);
-    if (!m.tie_embeddings) matrix("lm_head.weight", m.vocab_size, m.d_model, TpCut::rows, std);
+    matrix("model.embed_tokens.weight", m.vocab_size, m.d_model, TpCut::rows, std,
+           formats.residual);
+    for (std::int64_t l = 0; l < m.n_layers; ++l) {
+        const DType attention = formats.attention, ffn = ffn_format(formats, config, l);
+        matrix(layer(l) + "self_attn.q_proj.weight", q, m.d_model, TpCut::rows, std, attention);
+        matrix(layer(l) + "self_attn.k_proj.weight", kv, m.d_model, TpCut::rows, std, attention);
+        matrix(layer(l) + "self_attn.v_proj.weight", kv, m.d_model, TpCut::rows, std, attention);
+        matrix(layer(l) + "self_attn.o_proj.weight", m.d_model, q, TpCut::cols, residual_std,
+               attention);
+        matrix(layer(l) + "mlp.gate_proj.weight", m.d_ff, m.d_model, TpCut::rows, std, ffn);
+        matrix(layer(l) + "mlp.up_proj.weight", m.d_ff, m.d_model, TpCut::rows, std, ffn);
+        matrix(layer(l) + "mlp.down_proj.weight", m.d_model, m.d_ff, TpCut::cols, residual_std,
+               ffn);
+    }
+    if (!m.tie_embeddings)
+        matrix("lm_head.weight", m.vocab_size, m.d_model, TpCut::rows, std, formats.residual);
     return table;
 }
 
@@ -68,153 +81,201 @@ TensorView piece(const TensorView& flat, std::int64_t offset, const Shape& shape
             shape, flat.device};
 }
 
-// Views of one member (work or grad) in the shape of the model. The table's order is known here
-// only.
-Weights model_views(const std::vector<Param>& params, const RunConfig& config,
-                    TensorView Param::*member) {
+// Views of one kind (work or grad) in the shape of the model. The table's order is known here only.
+template <class Pick>
+Weights model_views(const std::vector<Param>& params, const RunConfig& config, const Pick& pick) {
     const auto n_layers = static_cast<std::size_t>(config.model.n_layers);
     Weights w;
     w.blocks.resize(n_layers);
     std::size_t i = 0;
-    const auto next = [&] { return params[i++].*member; };
+    const auto next = [&]() -> Scaled { return pick(params[i++]); };
     for (BlockWeights& b : w.blocks) {
-        b.q_norm = next();
-        b.k_norm = next();
+        b.q_norm = next().data;
+        b.k_norm = next().data;
     }
-    w.embed = next();
     for (BlockWeights& b : w.blocks) {
-        b.input_norm = next();
-        b.q = next();
-        b.k = next();
-        b.v = next();
-        b.out = next();
-        b.post_norm = next();
+        b.input_norm = next().data;
+        b.post_norm = next().data;
+    }
+    w.final_norm = next().data;
+    w.embed = next().data;
+    for (BlockWeights& b : w.blocks) {
+        b.q = next().data;
+        b.k = next().data;
+        b.v = next().data;
+        b.out = next().data;
         b.gate = next();
         b.up = next();
         b.down = next();
     }
-    w.final_norm = next();
-    w.lm_head = config.model.tie_embeddings ? w.embed : next();
+    w.lm_head = config.model.tie_embeddings ? w.embed : next().data;
     return w;
+}
+
+// A tensor of the run, with block scales when it is 8-bit.
+Scaled place_scaled(Placer& placer, const std::string& name, const Shape& shape, DType dtype,
+                    QuantBlocks blocks) {
+    Scaled t{placer.place(name, shape, dtype, Lifetime::run), {}};
+    if (dtype == DType::e4m3)
+        t.scale =
+            placer.place(name + ".scale", scale_shape(shape, blocks), DType::e8m0, Lifetime::run);
+    return t;
+}
+
+// Gradients lie flat per kind, so that each kind is one message.
+void place_grads(Placer& placer, ModelState& s, const Formats& formats, std::size_t n_partial) {
+    std::int64_t norms = 0, matrices = 0, partial = 0;  // elements
+    std::vector<std::int64_t> offsets;
+    for (const Param& p : s.params) {
+        std::int64_t& end = p.is_norm() ? norms : matrices;
+        offsets.push_back(end);
+        end = align_up(end + local_shape(p).numel());
+        if (offsets.size() == n_partial) partial = norms;
+    }
+    s.norm_grads = placer.place("grads.norms", {norms}, formats.wide, Lifetime::run);
+    s.matrix_grads = placer.place("grads.matrices", {matrices}, formats.grad, Lifetime::run);
+    s.tp_partial_grads = piece(s.norm_grads, 0, {partial});
+    for (std::size_t i = 0; i < s.params.size(); ++i)
+        s.params[i].grad = piece(s.params[i].is_norm() ? s.norm_grads : s.matrix_grads, offsets[i],
+                                 local_shape(s.params[i]));
+}
+
+void place_param(Placer& placer, Param& p, const Formats& formats) {
+    const Shape shape = local_shape(p);
+    const bool norm = p.is_norm();  // few values: kept wide
+    p.master = placer.place("master/" + p.name, shape, norm ? formats.wide : formats.master,
+                            Lifetime::run);
+    p.work = p.format == p.master.dtype
+                 ? Scaled{p.master, {}}  // fp32 training computes with the masters themselves
+                 : place_scaled(placer, "work/" + p.name, shape, p.format, QuantBlocks::square);
+    p.m = place_scaled(placer, "adam.m/" + p.name, shape, norm ? formats.wide : formats.m,
+                       QuantBlocks::row);
+    p.v = place_scaled(placer, "adam.v/" + p.name, shape, norm ? formats.wide : formats.v,
+                       QuantBlocks::row);
 }
 
 }  // namespace
 
-DType compute_dtype(ComputeDType c) {
-    return c == ComputeDType::bf16   ? DType::bf16
-           : c == ComputeDType::fp64 ? DType::fp64
-                                     : DType::fp32;
-}
+std::uint64_t Param::key(std::uint64_t seed) const { return mix_key(seed, name_hash(name)); }
 
 LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
     const ModelConfig& m = config.model;
-    const DType compute = compute_dtype(config.precision.compute);
-    return {.d_model = m.d_model,
-            .n_heads = m.n_heads / tp_size,
-            .n_kv_heads = m.n_kv_heads / tp_size,
-            .head_dim = m.head_dim,
-            .d_ff = m.d_ff / tp_size,
-            .vocab = shard_range(m.vocab_size, tp_rank, tp_size),
-            .compute = compute,
-            .wide = wide_dtype(compute)};
+    LocalDims d{.d_model = m.d_model,
+                .n_heads = m.n_heads / tp_size,
+                .n_kv_heads = m.n_kv_heads / tp_size,
+                .head_dim = m.head_dim,
+                .d_ff = m.d_ff / tp_size,
+                .vocab = shard_range(m.vocab_size, tp_rank, tp_size),
+                .formats = formats_of(config.precision)};
+    for (std::int64_t l = 0; l < m.n_layers; ++l) {
+        d.ffn.push_back(ffn_format(d.formats, config, l));
+        d.recompute.push_back(recompute_of(config, l));
+    }
+    return d;
 }
 
 ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
                               std::int64_t max_positions, int tp_rank, int tp_size) {
     ModelState s;
     s.params = param_table(config);
-    std::int64_t flat = 0, partial = 0;  // elements
-    std::vector<std::int64_t> offsets;
     for (Param& p : s.params) {
         const int axis = p.cut == TpCut::cols ? 1 : 0;
         p.range = p.cut == TpCut::replicated ? ShardRange{0, p.global_shape[0], p.global_shape[0]}
                                              : shard_range(p.global_shape[axis], tp_rank, tp_size);
-        offsets.push_back(flat);
-        flat = align_up(flat + local_shape(p).numel(), kAlignment);
-        if (offsets.size() == static_cast<std::size_t>(2 * config.model.n_layers)) partial = flat;
+        place_param(placer, p, dims.formats);
     }
-    s.master_flat = placer.place("params.master", {flat}, dims.wide, Lifetime::run);
-    s.work_flat = dims.compute == dims.wide
-                      ? s.master_flat  // fp32 training computes with the masters themselves
-                      : placer.place("params.work", {flat}, dims.compute, Lifetime::run);
-    s.grad_flat = placer.place("grads", {flat}, dims.wide, Lifetime::run);
-    s.m_flat = placer.place("optimizer.m", {flat}, dims.wide, Lifetime::run);
-    s.v_flat = placer.place("optimizer.v", {flat}, dims.wide, Lifetime::run);
-    s.tp_partial_grads = piece(s.grad_flat, 0, {partial});
-    for (std::size_t i = 0; i < s.params.size(); ++i) {
-        Param& p = s.params[i];
-        const Shape shape = local_shape(p);
-        p.master = piece(s.master_flat, offsets[i], shape);
-        p.work = piece(s.work_flat, offsets[i], shape);
-        p.grad = piece(s.grad_flat, offsets[i], shape);
-        p.m = piece(s.m_flat, offsets[i], shape);
-        p.v = piece(s.v_flat, offsets[i], shape);
-    }
-    s.work = model_views(s.params, config, &Param::work);
-    s.grads = model_views(s.params, config, &Param::grad);
-    s.rope_cos =
-        placer.place("rope.cos", {max_positions, dims.head_dim / 2}, dims.wide, Lifetime::run);
-    s.rope_sin =
-        placer.place("rope.sin", {max_positions, dims.head_dim / 2}, dims.wide, Lifetime::run);
+    place_grads(placer, s, dims.formats, static_cast<std::size_t>(2 * config.model.n_layers));
+    s.work = model_views(s.params, config, [](const Param& p) { return p.work; });
+    s.grads = model_views(s.params, config, [](const Param& p) { return Scaled{p.grad, {}}; });
+    const Shape angles{max_positions, dims.head_dim / 2};
+    s.rope_cos = placer.place("rope.cos", angles, dims.formats.wide, Lifetime::run);
+    s.rope_sin = placer.place("rope.sin", angles, dims.formats.wide, Lifetime::run);
     return s;
 }
 
 void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec) {
-    zero(state.master_flat, exec);
-    zero(state.m_flat, exec);
-    zero(state.v_flat, exec);
+    Tensor wide;  // a master below fp32 is made from an fp32 tensor
     for (Param& p : state.params) {
-        if (p.init_std == 0.0) {
+        for (const Scaled* t : {&p.m, &p.v}) {
+            zero(t->data, exec);
+            zero(t->scale, exec);
+        }
+        if (p.is_norm()) {
             dispatch_dtype(p.master.dtype, [&]<Element T>(T) {
                 for (T& x : p.master.as<T>())
                     x = narrow_to<T>(1);
             });
             continue;
         }
-        random_normal({.x = p.master,
-                       .key = mix_key(config.run.seed, name_hash(p.name)),
+        const bool narrow = p.master.dtype == DType::fp24;
+        if (narrow) wide = Tensor(p.master.shape, DType::fp32);
+        random_normal({.x = narrow ? wide.view : p.master,
+                       .key = p.key(config.run.seed),
                        .std = p.init_std,
-                       .row_begin = p.cut == TpCut::rows ? p.range.begin : 0,
-                       .col_begin = p.cut == TpCut::cols ? p.range.begin : 0,
+                       .row_begin = p.row_begin(),
+                       .col_begin = p.col_begin(),
                        .logical_rows = p.global_shape[0],
                        .logical_cols = p.global_shape[1]},
                       exec);
+        if (narrow) cast(p.master, wide, exec);
     }
     rope_table(state.rope_cos, state.rope_sin, config.model.rope_theta, exec);
     refresh_work(state, exec);
 }
 
+void zero_grads(ModelState& state, const Exec& exec) {
+    zero(state.norm_grads, exec);
+    zero(state.matrix_grads, exec);
+}
+
+void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec) {
+    if (p.work.data.data == p.master.data) return;
+    const ConstTensorView master = p.master.slice_rows(begin, count);
+    const TensorView work = p.work.data.slice_rows(begin, count);
+    if (work.dtype != DType::e4m3) return cast(work, master, exec);
+    const std::int64_t first = begin / kQuantBlock;
+    const std::int64_t blocks = (begin + count + kQuantBlock - 1) / kQuantBlock - first;
+    quantize({.codes = work, .scale = p.work.scale.slice_rows(first, blocks), .x = master}, exec);
+}
+
 void refresh_work(ModelState& state, const Exec& exec) {
-    if (state.work_flat.data != state.master_flat.data)
-        cast(state.work_flat, state.master_flat, exec);
+    for (const Param& p : state.params)
+        refresh_work_rows(p, 0, p.master.shape[0], exec);
 }
 
 std::vector<TensorShard> checkpoint_shards(const ModelState& state) {
     std::vector<TensorShard> shards;
-    const auto add_shard = [&](const std::string& prefix, const Param& p, const TensorView& view) {
-        TensorShard s{.name = prefix + p.name,
+    // `block`: columns that one element of the tensor stands for; 128 for scales.
+    const auto add_shard = [&](const std::string& name, const Param& p, const TensorView& view,
+                               std::int64_t block) {
+        const auto blocks = [block](std::int64_t n) { return (n + block - 1) / block; };
+        TensorShard s{.name = name,
                       .global_shape = p.global_shape,
                       .view = view,
                       .replicated = p.cut == TpCut::replicated};
-        const std::int64_t rows = p.global_shape.rank == 1 ? 1 : p.global_shape[0];
-        const std::int64_t cols = p.global_shape.rank == 1 ? p.global_shape[0] : p.global_shape[1];
-        s.row_count = rows;
-        s.col_count = cols;
+        const int last = p.global_shape.rank - 1;
+        s.global_shape.dims[static_cast<std::size_t>(last)] = blocks(p.global_shape[last]);
+        s.row_count = p.global_shape.rank == 1 ? 1 : s.global_shape[0];
+        s.col_count = s.global_shape[last];
         if (p.cut == TpCut::rows) {
             s.row_begin = p.range.begin;
             s.row_count = p.range.count;
         } else if (p.cut == TpCut::cols) {
-            s.col_begin = p.range.begin;
-            s.col_count = p.range.count;
+            s.col_begin = p.range.begin / block;
+            s.col_count = blocks(p.range.count);
         }
         shards.push_back(s);
     };
+    const auto add_moment = [&](const std::string& prefix, const Param& p, const Scaled& t) {
+        add_shard(prefix + p.name, p, t.data, 1);
+        if (!t.scale.empty()) add_shard(prefix + p.name + ".scale", p, t.scale, kQuantBlock);
+    };
     for (const Param& p : state.params)
-        add_shard("", p, p.master);
+        add_shard(p.name, p, p.master, 1);
     for (const Param& p : state.params)
-        add_shard("optimizer.m/", p, p.m);
+        add_moment("optimizer.m/", p, p.m);
     for (const Param& p : state.params)
-        add_shard("optimizer.v/", p, p.v);
+        add_moment("optimizer.v/", p, p.v);
     return shards;
 }
 

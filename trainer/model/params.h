@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checkpoints/checkpoint.h"
+#include "configs/recipe.h"
 #include "configs/run_config.h"
 #include "kernels/core/arena.h"
 #include "kernels/core/exec.h"
@@ -13,17 +14,22 @@
 
 namespace stoa {
 
-/// What one rank computes with: logical sizes divided by tp.
+/// What one rank computes with: logical sizes divided by tp, and the formats of the recipe.
 struct LocalDims {
     std::int64_t d_model, n_heads, n_kv_heads, head_dim, d_ff;  // heads and d_ff: this rank's
     ShardRange vocab;                                           // this rank's rows of the embedding
-    DType compute;                                              // activations and working weights
-    DType wide;  // masters, gradients, moments, row statistics
+    Formats formats;
+    std::vector<DType> ffn;            // per layer: formats.ffn or formats.ffn_edge
+    std::vector<Recompute> recompute;  // per layer
     std::int64_t q_cols() const { return n_heads * head_dim; }
     std::int64_t kv_cols() const { return n_kv_heads * head_dim; }
 };
-DType compute_dtype(ComputeDType c);
 LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size);
+
+/// A tensor that may be 8-bit: then `scale` holds the exponents of its blocks (kernels/quantize.h).
+struct Scaled {
+    TensorView data, scale;
+};
 
 /// The weights of one block; the same struct holds their gradients.
 struct BlockWeights {
@@ -32,8 +38,8 @@ struct BlockWeights {
     TensorView q_norm, k_norm;  // (head_dim)
     TensorView out;             // (d_model, q_cols): cut by columns
     TensorView post_norm;       // (d_model)
-    TensorView gate, up;        // (d_ff, d_model): cut by rows
-    TensorView down;            // (d_model, d_ff): cut by columns
+    Scaled gate, up;            // (d_ff, d_model): cut by rows
+    Scaled down;                // (d_model, d_ff): cut by columns
 };
 struct Weights {
     TensorView embed;  // (vocab.local, d_model): cut by rows, padded
@@ -44,25 +50,32 @@ struct Weights {
 
 enum class TpCut { replicated, rows, cols };
 
-/// One row of the table. The five views are this rank's shard.
+/// One row of the table. The views are this rank's shard.
 struct Param {
     std::string name;  // "model.layers.0.self_attn.q_proj.weight"
     Shape global_shape;
     TpCut cut = TpCut::replicated;
-    bool decay = false;     // weight decay: matrices, not norms
-    double init_std = 0.0;  // 0: filled with ones
-    ShardRange range;       // of the cut axis
-    TensorView master, work, grad, m, v;
+    bool decay = false;          // weight decay: matrices, not norms
+    double init_std = 0.0;       // 0: filled with ones
+    DType format = DType::fp32;  // of the working copy
+    ShardRange range;            // of the cut axis
+    TensorView master, grad;
+    Scaled work, m, v;  // work is the master itself where the format is the master's
+    bool is_norm() const { return init_std == 0.0; }
+    std::int64_t row_begin() const { return cut == TpCut::rows ? range.begin : 0; }
+    std::int64_t col_begin() const { return cut == TpCut::cols ? range.begin : 0; }
+    std::uint64_t key(std::uint64_t seed) const;  // of its random streams
 };
 
 /// Everything that lives as long as the run, in one arena: masters, working copies, gradients,
 /// moments.
 struct ModelState {
     std::vector<Param> params;
-    Weights work, grads;  // views into the flats below
-    TensorView master_flat, work_flat, grad_flat, m_flat, v_flat;
-    /// The head of grad_flat: gradients of q/k norm weights, which are replicated but of which each
-    /// tp rank sees only its own heads. They are summed over tp; other replicated weights see
+    Weights work, grads;
+    /// What data parallel sums: gradients of the norms (wide) and of the matrices, each kind flat.
+    TensorView norm_grads, matrix_grads;
+    /// The head of norm_grads: gradients of q/k norm weights, which are replicated but of which
+    /// each tp rank sees only its own heads. They are summed over tp; other replicated weights see
     /// everything.
     TensorView tp_partial_grads;
     TensorView rope_cos, rope_sin;  // (max_positions, head_dim / 2)
@@ -76,8 +89,12 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
 /// mesh), zeroes moments, fills the rope table and the working copies.
 void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec);
 
-/// work = masters, rounded. Nothing to do where both are one tensor.
+/// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128. Nothing to do where both are
+/// one tensor.
 void refresh_work(ModelState& state, const Exec& exec);
+/// The same for rows [begin, begin + count) of one parameter; begin is a multiple of 128.
+void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec);
+void zero_grads(ModelState& state, const Exec& exec);
 
 /// Masters and moments as named shards, for the checkpoint rooms.
 std::vector<TensorShard> checkpoint_shards(const ModelState& state);

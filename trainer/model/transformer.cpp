@@ -4,7 +4,6 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
-#include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
 #include "parallel/collectives.h"
 #include "trainer/model/block.h"
@@ -21,6 +20,16 @@ BlockContext block_context(const TrainState& s, const Communicator& tp, const Ex
             .exec = exec};
 }
 
+TensorView flag(const Activations& a, std::int64_t pass, std::size_t layer) {
+    const std::int64_t at = pass * a.nonfinite.shape[1] + static_cast<std::int64_t>(layer);
+    return a.nonfinite.reshaped({a.nonfinite.numel()}).slice_rows(at, 1);
+}
+
+void inject(const Injection& fault, std::int64_t layer, TensorView d_x) {
+    if (fault.layer != layer) return;
+    dispatch_dtype(d_x.dtype, [&]<Element T>(T) { d_x.as<T>()[0] = narrow_to<T>(fault.value); });
+}
+
 }  // namespace
 
 TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec) {
@@ -32,6 +41,7 @@ TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, c
     s.model =
         layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size);
     s.state_bytes = placer.bytes();
+    s.loss_scale = initial_loss_scale(s.dims.formats.attention == DType::fp16);
     init_model_state(s.model, config, exec);
     return s;
 }
@@ -58,32 +68,30 @@ void load_micro_batch(TrainState& s, const MicroBatch& mb) {
 void model_forward(TrainState& s, const Communicator& tp, const Exec& exec) {
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
-    const BlockContext context = block_context(s, tp, exec);
+    BlockContext context = block_context(s, tp, exec);
     embedding_forward(
         {.y = a.x[0], .table = w.embed, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
         exec);
     all_reduce(a.x[0], ReduceOp::sum, tp, exec.stream);  // tp: each token's row lives on one rank
-    for (std::size_t l = 0; l < w.blocks.size(); ++l)
+    for (std::size_t l = 0; l < w.blocks.size(); ++l) {
+        context.layer = static_cast<std::int64_t>(l);
+        context.nonfinite = flag(a, 0, l);
         block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
+    }
     rms_norm_forward({.y = a.h_final,
                       .rstd = a.rstd_final,
                       .x = a.x.back(),
                       .weight = w.final_norm,
                       .eps = s.config.model.norm_eps},
                      exec);
-    matmul({.c = a.logits, .a = a.h_final, .b = w.lm_head, .transpose_b = true},
-           exec);  // (rows, vocab_local)
 }
 
 void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
     const Weights& g = s.model.grads;
-    const BlockContext context = block_context(s, tp, exec);
-    const TensorView d_h = a.scratch.d_h;  // (rows, d_model)
-    matmul({.c = g.lm_head, .a = a.logits, .b = a.h_final, .transpose_a = true, .accumulate = true},
-           exec);
-    matmul({.c = d_h, .a = a.logits, .b = w.lm_head}, exec);
+    BlockContext context = block_context(s, tp, exec);
+    const TensorView d_h = a.scratch.stream;  // (rows, d_model): of h_final, left by the loss
     all_reduce(d_h, ReduceOp::sum, tp,
                exec.stream);  // tp: each rank saw its part of the vocabulary
     rms_norm_backward({.d_x = a.d_x,
@@ -93,9 +101,14 @@ void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
                        .weight = w.final_norm,
                        .rstd = a.rstd_final},
                       exec);
-    const bool recompute = s.config.parallel.recompute == Recompute::full;
     for (std::size_t l = w.blocks.size(); l-- > 0;) {
-        if (recompute) block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
+        context.layer = static_cast<std::int64_t>(l);
+        context.nonfinite = flag(a, 1, l);
+        inject(s.injection, context.layer, a.d_x);
+        if (s.dims.recompute[l] == Recompute::full)
+            block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
+        if (s.dims.recompute[l] == Recompute::selective)
+            block_recompute(context, w.blocks[l], a.saved[l], a.x[l]);
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
     }
     embedding_backward(

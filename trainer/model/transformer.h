@@ -3,10 +3,17 @@
 #include "data/token_loader.h"
 #include "kernels/core/exec.h"
 #include "parallel/communicator.h"
+#include "trainer/loss_scale.h"
 #include "trainer/model/activations.h"
 #include "trainer/model/params.h"
 
 namespace stoa {
+
+/// A value that fault tests put into the gradient of one layer's output: layer -1 is none.
+struct Injection {
+    std::int64_t layer = -1;
+    float value = 0.0f;
+};
 
 /// Everything a rank trains with: one arena, placed by the plan.
 struct TrainState {
@@ -18,6 +25,8 @@ struct TrainState {
     std::int64_t state_bytes = 0;
     std::int64_t optimizer_step = 0;  // updates done: Adam's bias correction
     std::int64_t skipped_in_a_row = 0;
+    LossScale loss_scale;
+    Injection injection;  // fault tests only
 };
 
 /// Allocates the arena of plan_memory and places the state; parameters are initialised from the
@@ -28,12 +37,12 @@ void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq
 /// Copies a micro-batch into the arena: tokens, targets, positions, key ranges.
 void load_micro_batch(TrainState& s, const MicroBatch& mb);
 
-/// Tokens to logits.
+/// Tokens to h_final.
 /// comm: all_reduce(tp) of the embedding, then per block as block_forward
 void model_forward(TrainState& s, const Communicator& tp, const Exec& exec);
 
-/// d_logits to gradients, which are added to s.model.grads.
-/// comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute)
+/// Gradient of h_final (loss_forward_backward left it in the scratch) to gradients, which are added
+/// to s.model.grads. comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute)
 void model_backward(TrainState& s, const Communicator& tp, const Exec& exec);
 
 }  // namespace stoa

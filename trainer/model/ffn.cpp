@@ -1,0 +1,200 @@
+#include "trainer/model/ffn.h"
+
+#include <algorithm>
+
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
+#include "kernels/rms_norm.h"
+#include "kernels/swiglu.h"
+
+namespace stoa {
+namespace {
+
+bool is_fp8(const Scaled& t) { return t.data.dtype == DType::e4m3; }
+
+/// Rows [begin, begin + count); begin is a multiple of 128. Scales lie per row or per 128 rows.
+Scaled rows_of(const Scaled& t, std::int64_t begin, std::int64_t count) {
+    Scaled part{t.data.slice_rows(begin, count), {}};
+    if (t.scale.empty()) return part;
+    const bool per_row = t.scale.shape[0] == t.data.shape[0];
+    part.scale =
+        per_row ? t.scale.slice_rows(begin, count)
+                : t.scale.slice_rows(begin / kQuantBlock, (count + kQuantBlock - 1) / kQuantBlock);
+    return part;
+}
+Scaled head_rows(const Scaled& t, std::int64_t count) { return rows_of(t, 0, count); }
+TensorView head_rows(const TensorView& t, std::int64_t count) { return t.slice_rows(0, count); }
+
+// c (+)= op(a) op(b) of tensors that may be 8-bit.
+struct Product {
+    TensorView c;
+    Scaled a, b;
+    bool transpose_a = false, transpose_b = false, accumulate = false;
+};
+void multiply(const Product& p, const Exec& exec) {
+    matmul({.c = p.c,
+            .a = p.a.data,
+            .b = p.b.data,
+            .transpose_a = p.transpose_a,
+            .transpose_b = p.transpose_b,
+            .accumulate = p.accumulate,
+            .a_scale = p.a.scale,
+            .b_scale = p.b.scale},
+           exec);
+}
+
+// The rows of one chunk, in the names of the formulas. In e4m3 `gate`, `up`, `act` are the wide
+// values in scratch, else the saved tensors themselves.
+struct Chunk {
+    std::int64_t begin, count;
+    Scaled h2, saved_gate, saved_up, saved_act;
+    TensorView x_mid, rstd2, stream;
+    TensorView wide_gate, wide_up, wide_act;  // scratch
+};
+Chunk chunk_at(const BlockContext& c, const BlockSaved& s, std::int64_t begin) {
+    const BlockScratch& t = c.acts.scratch;
+    const std::int64_t count = std::min(kFfnChunk, s.x_mid.rows() - begin);
+    return {.begin = begin,
+            .count = count,
+            .h2 = rows_of(s.h2, begin, count),
+            .saved_gate = rows_of(s.gate, begin, count),
+            .saved_up = rows_of(s.up, begin, count),
+            .saved_act = rows_of(s.act, begin, count),
+            .x_mid = s.x_mid.slice_rows(begin, count),
+            .rstd2 = s.rstd2.slice_rows(begin, count),
+            .stream = t.stream.slice_rows(begin, count),
+            .wide_gate = head_rows(t.gate, count),
+            .wide_up = head_rows(t.up, count),
+            .wide_act = head_rows(t.act, count)};
+}
+
+// Inf or NaN met while quantising is noted for the layer, before saturation hides it.
+void quantize_to(const BlockContext& c, const Scaled& to, ConstTensorView x) {
+    quantize({.codes = to.data, .scale = to.scale, .nonfinite = c.nonfinite, .x = x}, c.exec);
+}
+// y = the saved values in y's type.
+void widen_to(const BlockContext& c, TensorView y, const Scaled& x) {
+    if (is_fp8(x))
+        dequantize({.y = y, .codes = x.data, .scale = x.scale}, c.exec);
+    else
+        cast(y, x.data, c.exec);
+}
+
+void norm(const BlockContext& c, const BlockWeights& w, const Chunk& k, TensorView y) {
+    rms_norm_forward(
+        {.y = y, .rstd = k.rstd2, .x = k.x_mid, .weight = w.post_norm, .eps = c.norm_eps}, c.exec);
+}
+
+void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
+    const BlockScratch& t = c.acts.scratch;
+    const TensorView h = head_rows(t.h, k.count);
+    const Scaled h_row = head_rows(t.h_row, k.count), act_row = head_rows(t.act_row, k.count);
+    norm(c, w, k, h);
+    quantize_to(c, h_row, h);
+    quantize_to(c, k.h2, h);
+    multiply({.c = k.wide_gate, .a = h_row, .b = w.gate, .transpose_b = true}, c.exec);
+    multiply({.c = k.wide_up, .a = h_row, .b = w.up, .transpose_b = true}, c.exec);
+    quantize_to(c, k.saved_gate, k.wide_gate);
+    quantize_to(c, k.saved_up, k.wide_up);
+    widen_to(c, k.wide_gate, k.saved_gate);
+    widen_to(c, k.wide_up, k.saved_up);
+    swiglu_forward({.y = k.wide_act, .gate = k.wide_gate, .up = k.wide_up}, c.exec);
+    quantize_to(c, k.saved_act, k.wide_act);
+    if (!output) return;
+    quantize_to(c, act_row, k.wide_act);
+    multiply({.c = k.stream, .a = act_row, .b = w.down, .transpose_b = true}, c.exec);
+}
+
+void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
+    norm(c, w, k, k.h2.data);
+    multiply({.c = k.saved_gate.data, .a = k.h2, .b = w.gate, .transpose_b = true}, c.exec);
+    multiply({.c = k.saved_up.data, .a = k.h2, .b = w.up, .transpose_b = true}, c.exec);
+    swiglu_forward({.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data},
+                   c.exec);
+    if (output)
+        multiply({.c = k.stream, .a = k.saved_act, .b = w.down, .transpose_b = true}, c.exec);
+}
+
+// d_y, d_gate, d_up as matmul operands: contracted over features, and over tokens.
+struct GradOperand {
+    Scaled row, col;
+};
+GradOperand grad_operand(const BlockContext& c, const Chunk& k, bool fp8, TensorView d,
+                         const Scaled& row, const Scaled& col) {
+    if (!fp8) return {{d, {}}, {d, {}}};
+    const GradOperand g{head_rows(row, k.count), head_rows(col, k.count)};
+    quantize_to(c, g.row, d);
+    quantize_to(c, g.col, d);
+    return g;
+}
+
+void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
+                    const Chunk& k, TensorView d_y) {
+    const BlockScratch& t = c.acts.scratch;
+    const bool fp8 = is_fp8(k.saved_gate);
+    const GradOperand dy = grad_operand(c, k, fp8, d_y, t.d_y_row, t.d_y_col);
+    const TensorView d_act = k.wide_act, d_gate = k.wide_gate, d_up = k.wide_up;
+    multiply(
+        {.c = g.down.data, .a = dy.col, .b = k.saved_act, .transpose_a = true, .accumulate = true},
+        c.exec);
+    multiply({.c = d_act, .a = dy.row, .b = w.down}, c.exec);
+
+    TensorView gate = k.saved_gate.data, up = k.saved_up.data;
+    if (gate.dtype != d_gate.dtype) {  // then in place: the widened values become the gradients
+        widen_to(c, d_gate, k.saved_gate);
+        widen_to(c, d_up, k.saved_up);
+        gate = d_gate, up = d_up;
+    }
+    swiglu_backward({.d_gate = d_gate, .d_up = d_up, .d_y = d_act, .gate = gate, .up = up}, c.exec);
+
+    const GradOperand dg = grad_operand(c, k, fp8, d_gate, t.d_gate_row, t.d_gate_col);
+    const GradOperand du = grad_operand(c, k, fp8, d_up, t.d_up_row, t.d_up_col);
+    multiply({.c = g.gate.data, .a = dg.col, .b = k.h2, .transpose_a = true, .accumulate = true},
+             c.exec);
+    multiply({.c = g.up.data, .a = du.col, .b = k.h2, .transpose_a = true, .accumulate = true},
+             c.exec);
+    multiply({.c = k.stream, .a = dg.row, .b = w.gate}, c.exec);
+    multiply({.c = k.stream, .a = du.row, .b = w.up, .accumulate = true}, c.exec);
+}
+
+template <class Fn>
+void for_chunks(const BlockContext& c, const BlockSaved& s, const Fn& fn) {
+    for (std::int64_t begin = 0; begin < s.x_mid.rows(); begin += kFfnChunk)
+        fn(chunk_at(c, s, begin));
+}
+
+}  // namespace
+
+void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, bool output) {
+    for_chunks(c, s, [&](const Chunk& k) {
+        is_fp8(s.gate) ? forward_fp8(c, w, k, output) : forward_16_bit(c, w, k, output);
+    });
+}
+
+void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s) {
+    for_chunks(c, s, [&](const Chunk& k) {
+        if (!is_fp8(s.gate)) {
+            norm(c, w, k, k.h2.data);
+            swiglu_forward(
+                {.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data}, c.exec);
+            return;
+        }
+        const TensorView h = head_rows(c.acts.scratch.h, k.count);
+        norm(c, w, k, h);
+        quantize_to(c, k.h2, h);
+        widen_to(c, k.wide_gate, k.saved_gate);
+        widen_to(c, k.wide_up, k.saved_up);
+        swiglu_forward({.y = k.wide_act, .gate = k.wide_gate, .up = k.wide_up}, c.exec);
+        quantize_to(c, k.saved_act, k.wide_act);
+    });
+}
+
+void ffn_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
+                  const BlockSaved& s, TensorView d_y) {
+    for_chunks(c, s, [&](const Chunk& k) {
+        backward_chunk(c, w, g, k, d_y.slice_rows(k.begin, k.count));
+    });
+}
+
+}  // namespace stoa
