@@ -1,7 +1,8 @@
-// Packed GEMM after Goto & van de Geijn 2008. Blocks of b, and of a, are packed so that the
-// micro-kernel reads both with unit stride; a panel of b stays in L1 while the panels of a pass by.
-// Up to kWideRows rows, the threads divide the columns and share both packed blocks; beyond, they
-// divide the rows, share b, and each packs its own rows of a.
+// Packed GEMM after Goto & van de Geijn 2008: operands are packed so that the micro-kernel reads
+// both with unit stride, a panel of b stays in L1 while the panels of a pass by, and the packed
+// rest stays in L2. Up to kWideRows rows, the threads divide the columns: packed a is shared, and
+// each packs its own panels of b. Beyond, they divide the rows: packed b is shared, and each packs
+// its own rows of a. What a thread packs next is asked for from memory while it multiplies.
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
@@ -16,13 +17,15 @@
 namespace stoa::cpu {
 namespace {
 
-constexpr std::int64_t kBlockN = 1024;      // a multiple of every nr
-constexpr std::int64_t kWideRows = 480;     // a multiple of every mr
-constexpr std::int64_t kChunkRows = 240;    // at most so many rows of a does one thread pack
-constexpr std::int64_t kFewRows = 24;       // fewer rows than this do not pay for packing all of b
-constexpr std::int64_t kPacked = 1 << 18;   // values of a packed block: 1 MiB, half of an L2
-constexpr std::int64_t kNarrowRows = 1024;  // rows of a narrow c that are held in fp32 at a time
+constexpr std::int64_t kBlockN = 1024;        // a multiple of every nr
+constexpr std::int64_t kWideRows = 480;       // a multiple of every mr
+constexpr std::int64_t kChunkRows = 240;      // at most so many rows of a does one thread pack
+constexpr std::int64_t kFewRows = 24;         // fewer rows than this do not pay for packing b
+constexpr std::int64_t kPacked = 1 << 18;     // values of a packed block: 1 MiB, half of an L2
+constexpr std::int64_t kNarrowRows = 1024;    // rows of a narrow c that are held in fp32 at a time
 constexpr std::int64_t kAloneWork = 1 << 19;  // fewer multiplications than this stay on one thread
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 /// Rows [i0, i0 + m) and columns [j0, j0 + n) of c, over the steps [p0, p0 + k).
 struct Block {
@@ -34,13 +37,40 @@ struct Block {
     // Packed operands. Each kGemmBlockK steps lie together, panel after panel.
     float *a = nullptr, *b = nullptr;
 
-    std::int64_t panels_a() const { return (m + micro.mr - 1) / micro.mr; }
-    std::int64_t panels_b() const { return (n + micro.nr - 1) / micro.nr; }
+    std::int64_t panels_a() const { return ceil_div(m, micro.mr); }
+    std::int64_t panels_b() const { return ceil_div(n, micro.nr); }
     std::int64_t steps(std::int64_t p) const { return std::min(kGemmBlockK, p0 + k - p); }
     bool narrow() const { return g.c.dtype != DType::fp32; }
-    bool few_rows() const { return m <= kFewRows; }
-    std::int64_t grain(std::int64_t count) const { return m * n * k < kAloneWork ? count : 1; }
+    /// Pieces of work for one thread at a time, out of `count`.
+    std::int64_t grain(std::int64_t count, std::int64_t range) const {
+        return m * n * k < kAloneWork ? count : range;
+    }
 };
+
+/// A piece of a stored matrix on its way into L2, some lines with every tile.
+struct Prefetch {
+    const std::byte* row = nullptr;
+    std::int64_t stride = 0, rows = 0, lines = 0, line = 0, per_tile = 0;
+
+    void advance() {
+        for (std::int64_t i = 0; i < per_tile && rows > 0; ++i) {
+            __builtin_prefetch(row + 64 * line, 0, 2);
+            if (++line < lines) continue;
+            line = 0;
+            row += stride;
+            --rows;
+        }
+    }
+};
+/// Asks for op(a)'s rows, or op(b)'s columns, [first, first + count) over [p, p + k), in `tiles`.
+Prefetch prefetch_of(const Operand& x, bool along_k, std::int64_t first, std::int64_t count,
+                     std::int64_t p, std::int64_t k, std::int64_t tiles) {
+    if (count <= 0 || k <= 0) return {};
+    const std::int64_t rows = along_k ? count : k, columns = along_k ? k : count;
+    const std::int64_t at = along_k ? first * x.ld + p : p * x.ld + first;
+    const std::int64_t size = size_of(x.dtype), lines = columns * size / 64 + 1;
+    return {x.data + at * size, x.ld * size, rows, lines, 0, rows * lines / tiles + 1};
+}
 
 /// b over one block of k: nr values per step, `stride` apart.
 struct Panel {
@@ -50,10 +80,12 @@ struct Panel {
 
 /// All row panels of packed a (m rows) against one panel of b: c columns [0, width).
 void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, const float* a,
-                    const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add) {
+                    const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add,
+                    Prefetch& next) {
     for (std::int64_t r = 0; r < m; r += micro.mr, a += micro.mr * k, c += micro.mr * ldc) {
         const std::int64_t rows = std::min<std::int64_t>(micro.mr, m - r);
         const MicroKernel kernel = micro.for_rows[rows - 1];
+        next.advance();
         if (width == micro.nr) {
             kernel(k, a, b.data, b.stride, c, ldc, add);
             continue;
@@ -108,13 +140,13 @@ void own_region(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, 
 /// Packs op(a)'s rows, or op(b)'s columns, [first, first + count) over all steps of the block.
 void pack_shared(const Block& s, float* packed, std::int64_t width, const Operand& x, bool along_k,
                  std::int64_t first, std::int64_t count) {
-    const std::int64_t panels = (count + width - 1) / width;
+    const std::int64_t panels = ceil_div(count, width);
     // Stored along k: one panel is a piece of work. Across: some steps of all panels, since whole
     // stored rows are read fastest.
     constexpr std::int64_t kSteps = 32;
     const std::int64_t pieces = along_k ? panels : kGemmBlockK / kSteps;
-    const std::int64_t blocks = (s.k + kGemmBlockK - 1) / kGemmBlockK;
-    parallel_for(blocks * pieces, s.grain(blocks * pieces), [&](auto begin, auto end) {
+    const std::int64_t blocks = ceil_div(s.k, kGemmBlockK);
+    parallel_for(blocks * pieces, s.grain(blocks * pieces, 1), [&](auto begin, auto end) {
         for (; begin < end; ++begin) {
             const std::int64_t p = s.p0 + begin / pieces * kGemmBlockK, piece = begin % pieces;
             const std::int64_t k = s.steps(p);
@@ -130,72 +162,83 @@ void pack_shared(const Block& s, float* packed, std::int64_t width, const Operan
     });
 }
 
-/// Column panel `index` over the steps of p: packed before, or for few rows in place or just now.
-Panel panel_of_b(const Block& s, std::int64_t index, std::int64_t p, std::int64_t k) {
+/// Column panel `index` over the steps of p: in place where few rows use it, else packed just now.
+Panel own_panel(const Block& s, std::int64_t index, std::int64_t p, std::int64_t k) {
     const std::int64_t nr = s.micro.nr, j = index * nr;
-    if (!s.few_rows()) return {s.b + (p - s.p0) * s.panels_b() * nr + j * k, nr};
     const Operand& b = s.g.b;
-    if (b.dtype == DType::fp32 && !b.transpose && j + nr <= s.n)
+    if (s.m <= kFewRows && b.dtype == DType::fp32 && !b.transpose && j + nr <= s.n)
         return {reinterpret_cast<const float*>(b.data) + p * b.ld + s.j0 + j, b.ld};
-    struct JustNow;
-    float* const panel = scratch<JustNow, float>(kGemmBlockK * nr);
+    struct OwnPanel;
+    float* const panel = scratch<OwnPanel, float>(kGemmBlockK * nr);
     pack_panels(panel, nr, k, b, b.transpose, s.j0 + j, std::min(nr, s.n - j), p, k);
     return {panel, nr};
 }
 
+/// The threads divide the column panels; all rows of a are packed.
 void multiply_wide(const Block& s) {
+    const std::int64_t nr = s.micro.nr, panels = s.panels_b();
+    const std::int64_t range = std::max<std::int64_t>(1, panels / cpu_threads() / 4);
     pack_shared(s, s.a, s.micro.mr, s.g.a, !s.g.a.transpose, s.i0, s.m);
-    parallel_for(s.panels_b(), s.grain(s.panels_b()), [&](auto begin, auto end) {
+    parallel_for(panels, s.grain(panels, range), [&](auto begin, auto end) {
         for (; begin < end; ++begin) {
-            const std::int64_t j = begin * s.micro.nr;
-            const std::int64_t n = std::min<std::int64_t>(s.micro.nr, s.n - j);
+            const std::int64_t j = begin * nr, n = std::min(nr, s.n - j);
             own_region(s, 0, s.m, j, n, [&](std::int64_t p, std::int64_t k, bool add) {
+                const bool same = p + k < s.p0 + s.k;
+                const std::int64_t then = same ? p + k : s.p0, at = same ? j : j + nr;
+                Prefetch next =
+                    prefetch_of(s.g.b, s.g.b.transpose, s.j0 + at, std::min(nr, s.n - at), then,
+                                s.steps(then), s.panels_a());
                 const float* const a = s.a + (p - s.p0) * s.panels_a() * s.micro.mr;
-                multiply_panel(s.micro, s.m, k, a, panel_of_b(s, begin, p, k), n, s.c + j, s.ldc,
-                               add);
+                multiply_panel(s.micro, s.m, k, a, own_panel(s, begin, p, k), n, s.c + j, s.ldc,
+                               add, next);
             });
         }
     });
 }
 
+/// The threads divide the rows; all columns of b are packed.
 void multiply_tall(const Block& s) {
     // Equal chunks of whole panels, as many for each thread as for the others.
-    const std::int64_t mr = s.micro.mr, threads = cpu_threads();
-    const std::int64_t share = (s.panels_a() + threads - 1) / threads;
-    const std::int64_t chunks = threads * ((share * mr + kChunkRows - 1) / kChunkRows);
-    const std::int64_t rows = (s.panels_a() + chunks - 1) / chunks * mr;
+    const std::int64_t mr = s.micro.mr, nr = s.micro.nr, threads = cpu_threads();
+    const std::int64_t share = ceil_div(s.panels_a(), threads);
+    const std::int64_t chunks = threads * ceil_div(share * mr, kChunkRows);
+    const std::int64_t rows = ceil_div(s.panels_a(), chunks) * mr;
+    pack_shared(s, s.b, nr, s.g.b, s.g.b.transpose, s.j0, s.n);
     struct OwnRows;
-    parallel_for((s.m + rows - 1) / rows, 1, [&](auto begin, auto end) {
+    parallel_for(ceil_div(s.m, rows), 1, [&](auto begin, auto end) {
         float* const a = scratch<OwnRows, float>(rows * kGemmBlockK);
         for (; begin < end; ++begin) {
             const std::int64_t i = begin * rows, m = std::min(rows, s.m - i);
             own_region(s, i, m, 0, s.n, [&](std::int64_t p, std::int64_t k, bool add) {
+                const bool same = p + k < s.p0 + s.k;
+                const std::int64_t then = same ? p + k : s.p0, at = same ? i : i + threads * rows;
+                Prefetch next =
+                    prefetch_of(s.g.a, !s.g.a.transpose, s.i0 + at, std::min(rows, s.m - at), then,
+                                s.steps(then), ceil_div(m, mr) * s.panels_b());
                 pack_panels(a, mr, k, s.g.a, !s.g.a.transpose, s.i0 + i, m, p, k);
-                for (std::int64_t panel = 0; panel < s.panels_b(); ++panel) {
-                    const std::int64_t j = panel * s.micro.nr;
-                    multiply_panel(s.micro, m, k, a, panel_of_b(s, panel, p, k),
-                                   std::min<std::int64_t>(s.micro.nr, s.n - j), s.c + i * s.ldc + j,
-                                   s.ldc, add);
-                }
+                const float* const b = s.b + (p - s.p0) * s.panels_b() * nr;
+                for (std::int64_t j = 0; j < s.n; j += nr)
+                    multiply_panel(s.micro, m, k, a, {b + j * k, nr}, std::min(nr, s.n - j),
+                                   s.c + i * s.ldc + j, s.ldc, add, next);
             });
         }
     });
 }
 
-/// Columns [j0, j0 + n) of rows [i0, i0 + m), over all of k in groups whose packed blocks fit in
-/// L2.
+/// Columns [j0, j0 + n) of rows [i0, i0 + m), over all of k in groups whose packed operand fits in
+/// L2 beside the rest.
 void multiply_columns(Block s) {
     struct PackedA;
     struct PackedB;
     const bool wide = s.m <= kWideRows;
-    const std::int64_t longest = std::max(s.few_rows() ? 1 : s.n, wide ? s.m : 1);
-    const std::int64_t group = std::max<std::int64_t>(1, kPacked / longest / kGemmBlockK);
-    const std::int64_t depth = std::min(s.g.k, group * kGemmBlockK);
-    if (wide) s.a = scratch<PackedA, float>(s.panels_a() * s.micro.mr * depth);
-    if (!s.few_rows()) s.b = scratch<PackedB, float>(s.panels_b() * s.micro.nr * depth);
+    const std::int64_t group = kPacked / (wide ? s.m : s.n) / kGemmBlockK;
+    const std::int64_t depth = std::min(s.g.k, std::max<std::int64_t>(1, group) * kGemmBlockK);
+    if (wide)
+        s.a = scratch<PackedA, float>(s.panels_a() * s.micro.mr * depth);
+    else
+        s.b = scratch<PackedB, float>(s.panels_b() * s.micro.nr * depth);
     for (s.p0 = 0; s.p0 < s.g.k; s.p0 += depth) {
         s.k = std::min(depth, s.g.k - s.p0);
-        if (!s.few_rows()) pack_shared(s, s.b, s.micro.nr, s.g.b, s.g.b.transpose, s.j0, s.n);
         wide ? multiply_wide(s) : multiply_tall(s);
     }
 }

@@ -22,8 +22,8 @@ namespace {
 
 using namespace stoa;
 
-constexpr int kBursts = 12;
-constexpr double kBurstFlop = 1e9;  // some 10 ms
+constexpr int kBursts = 60;
+constexpr double kBurstFlop = 2e8;  // some 2 ms
 
 template <class Fn>
 double seconds_of(const Fn& fn) {
@@ -34,7 +34,7 @@ double seconds_of(const Fn& fn) {
 
 /// 24 independent chains of fused multiply-adds that never leave the registers, on every thread.
 double peak_gflops() {
-    constexpr int kChains = 24, kWidth = 16, kSteps = 400'000;
+    constexpr int kChains = 24, kWidth = 16, kSteps = 100'000;
     using Vector = float __attribute__((vector_size(64)));
     static volatile float source = 0.0f;
     const double seconds = seconds_of([&] {
@@ -123,7 +123,8 @@ Measured measure(const Problem& p) {
     const double flop = 2.0 * static_cast<double>(p.m * p.n * p.k);
     const int inner = static_cast<int>(std::max(1.0, kBurstFlop / flop));
     double best = 1e30, peak = 0.0;
-    for (int i = 0; i < kBursts; ++i) {
+    const int bursts = static_cast<int>(std::clamp(6e10 / flop, 8.0, double{kBursts}));
+    for (int i = 0; i < bursts; ++i) {
         peak = std::max(peak, peak_gflops());
         const double seconds = seconds_of([&] {
             for (int r = 0; r < inner; ++r)
