@@ -2,7 +2,7 @@
 // both with unit stride, a panel of b stays in L1 while the panels of a pass by, and the packed
 // rest stays in L2. Up to kWideRows rows, the threads divide the columns: packed a is shared, and
 // each packs its own panels of b. Beyond, they divide the rows: packed b is shared, and each packs
-// its own rows of a. What a thread packs next is asked for from memory while it multiplies.
+// its own rows of a.
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
@@ -19,9 +19,9 @@ namespace {
 
 constexpr std::int64_t kBlockN = 1024;        // a multiple of every nr
 constexpr std::int64_t kWideRows = 480;       // a multiple of every mr
-constexpr std::int64_t kChunkRows = 240;      // at most so many rows of a does one thread pack
+constexpr std::int64_t kChunkRows = 144;      // at most so many rows of a does one thread pack
 constexpr std::int64_t kFewRows = 24;         // fewer rows than this do not pay for packing b
-constexpr std::int64_t kPacked = 1 << 18;     // values of a packed block: 1 MiB, half of an L2
+constexpr std::int64_t kPacked = 1 << 18;     // values of the shared operand: 1 MiB, half an L2
 constexpr std::int64_t kNarrowRows = 1024;    // rows of a narrow c that are held in fp32 at a time
 constexpr std::int64_t kAloneWork = 1 << 19;  // fewer multiplications than this stay on one thread
 
@@ -47,31 +47,6 @@ struct Block {
     }
 };
 
-/// A piece of a stored matrix on its way into L2, some lines with every tile.
-struct Prefetch {
-    const std::byte* row = nullptr;
-    std::int64_t stride = 0, rows = 0, lines = 0, line = 0, per_tile = 0;
-
-    void advance() {
-        for (std::int64_t i = 0; i < per_tile && rows > 0; ++i) {
-            __builtin_prefetch(row + 64 * line, 0, 2);
-            if (++line < lines) continue;
-            line = 0;
-            row += stride;
-            --rows;
-        }
-    }
-};
-/// Asks for op(a)'s rows, or op(b)'s columns, [first, first + count) over [p, p + k), in `tiles`.
-Prefetch prefetch_of(const Operand& x, bool along_k, std::int64_t first, std::int64_t count,
-                     std::int64_t p, std::int64_t k, std::int64_t tiles) {
-    if (count <= 0 || k <= 0) return {};
-    const std::int64_t rows = along_k ? count : k, columns = along_k ? k : count;
-    const std::int64_t at = along_k ? first * x.ld + p : p * x.ld + first;
-    const std::int64_t size = size_of(x.dtype), lines = columns * size / 64 + 1;
-    return {x.data + at * size, x.ld * size, rows, lines, 0, rows * lines / tiles + 1};
-}
-
 /// b over one block of k: nr values per step, `stride` apart.
 struct Panel {
     const float* data = nullptr;
@@ -80,12 +55,10 @@ struct Panel {
 
 /// All row panels of packed a (m rows) against one panel of b: c columns [0, width).
 void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, const float* a,
-                    const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add,
-                    Prefetch& next) {
+                    const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add) {
     for (std::int64_t r = 0; r < m; r += micro.mr, a += micro.mr * k, c += micro.mr * ldc) {
         const std::int64_t rows = std::min<std::int64_t>(micro.mr, m - r);
         const MicroKernel kernel = micro.for_rows[rows - 1];
-        next.advance();
         if (width == micro.nr) {
             kernel(k, a, b.data, b.stride, c, ldc, add);
             continue;
@@ -183,14 +156,9 @@ void multiply_wide(const Block& s) {
         for (; begin < end; ++begin) {
             const std::int64_t j = begin * nr, n = std::min(nr, s.n - j);
             own_region(s, 0, s.m, j, n, [&](std::int64_t p, std::int64_t k, bool add) {
-                const bool same = p + k < s.p0 + s.k;
-                const std::int64_t then = same ? p + k : s.p0, at = same ? j : j + nr;
-                Prefetch next =
-                    prefetch_of(s.g.b, s.g.b.transpose, s.j0 + at, std::min(nr, s.n - at), then,
-                                s.steps(then), s.panels_a());
                 const float* const a = s.a + (p - s.p0) * s.panels_a() * s.micro.mr;
                 multiply_panel(s.micro, s.m, k, a, own_panel(s, begin, p, k), n, s.c + j, s.ldc,
-                               add, next);
+                               add);
             });
         }
     });
@@ -210,16 +178,11 @@ void multiply_tall(const Block& s) {
         for (; begin < end; ++begin) {
             const std::int64_t i = begin * rows, m = std::min(rows, s.m - i);
             own_region(s, i, m, 0, s.n, [&](std::int64_t p, std::int64_t k, bool add) {
-                const bool same = p + k < s.p0 + s.k;
-                const std::int64_t then = same ? p + k : s.p0, at = same ? i : i + threads * rows;
-                Prefetch next =
-                    prefetch_of(s.g.a, !s.g.a.transpose, s.i0 + at, std::min(rows, s.m - at), then,
-                                s.steps(then), ceil_div(m, mr) * s.panels_b());
                 pack_panels(a, mr, k, s.g.a, !s.g.a.transpose, s.i0 + i, m, p, k);
                 const float* const b = s.b + (p - s.p0) * s.panels_b() * nr;
                 for (std::int64_t j = 0; j < s.n; j += nr)
                     multiply_panel(s.micro, m, k, a, {b + j * k, nr}, std::min(nr, s.n - j),
-                                   s.c + i * s.ldc + j, s.ldc, add, next);
+                                   s.c + i * s.ldc + j, s.ldc, add);
             });
         }
     });
@@ -230,7 +193,7 @@ void multiply_tall(const Block& s) {
 void multiply_columns(Block s) {
     struct PackedA;
     struct PackedB;
-    const bool wide = s.m <= kWideRows;
+    const bool wide = s.m <= (s.g.b.transpose ? kWideRows : kFewRows);
     const std::int64_t group = kPacked / (wide ? s.m : s.n) / kGemmBlockK;
     const std::int64_t depth = std::min(s.g.k, std::max<std::int64_t>(1, group) * kGemmBlockK);
     if (wide)
