@@ -36,4 +36,9 @@ void parallel_for(std::int64_t count, std::int64_t grain, const Fn& fn) {
                   &fn});
 }
 
+/// A grain for items of `size` values each: ranges of some ten microseconds of elementwise work.
+constexpr std::int64_t grain_for(std::int64_t size) {
+    return std::max<std::int64_t>(1, (1 << 14) / std::max<std::int64_t>(1, size));
+}
+
 }  // namespace stoa

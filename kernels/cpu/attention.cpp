@@ -1,9 +1,12 @@
 // Attention by blocks of queries: per (batch entry, head) a block's scores against the union of its
 // rows' key ranges are one GEMM, the softmax works on that block in cache, and p v is another GEMM.
+// q, k and v are read where they lie, in their own dtype. The threads divide the heads; the heads
+// of a group go to one thread in the backward, which sums them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/fast_exp.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/isa.h"
@@ -17,26 +20,19 @@ namespace {
 constexpr std::int64_t kBlockRows = 64;  // queries per block: few masked scores, still whole tiles
 
 /// One head of a (batch, len, heads, dim) tensor as a matrix of rows ld apart.
-template <class W>
+template <class T>
 struct HeadMatrix {
-    const W* data = nullptr;
+    const T* data = nullptr;
     std::int64_t ld = 0;
-};
-
-/// The head in Wide: in place where it is stored so, else converted into this thread's scratch.
-template <class Tag, class T, class W = Wide<T>>
-HeadMatrix<W> head_matrix(const ConstTensorView& t, std::int64_t batch, std::int64_t head) {
-    const std::int64_t len = t.shape[1], heads = t.shape[2], dim = t.shape[3];
-    const T* const source = t.as<T>().data() + (batch * len * heads + head) * dim;
-    if constexpr (std::is_same_v<T, W>) {
-        return {source, heads * dim};
-    } else {
-        W* const copy = scratch<Tag, W>(len * dim);
-        for (std::int64_t r = 0; r < len; ++r)
-            for (std::int64_t c = 0; c < dim; ++c)
-                copy[r * dim + c] = widen(source[r * heads * dim + c]);
-        return {copy, dim};
+    const T* row(std::int64_t r) const { return data + r * ld; }
+    Operand from_row(std::int64_t r, bool transpose = false) const {
+        return operand(row(r), ld, transpose);
     }
+};
+template <class T>
+HeadMatrix<T> head_matrix(const ConstTensorView& t, std::int64_t batch, std::int64_t head) {
+    const std::int64_t len = t.shape[1], heads = t.shape[2], dim = t.shape[3];
+    return {t.as<T>().data() + (batch * len * heads + head) * dim, heads * dim};
 }
 
 /// Writes rows (len, dim) as rows [begin, begin + len) of one head.
@@ -44,10 +40,14 @@ template <class T, class W = Wide<T>>
 void store_head(const TensorView& t, std::int64_t batch, std::int64_t head, std::int64_t begin,
                 std::int64_t len, const W* rows) {
     const std::int64_t heads = t.shape[2], dim = t.shape[3];
-    T* out = t.as<T>().data() + ((batch * t.shape[1] + begin) * heads + head) * dim;
-    for (std::int64_t r = 0; r < len; ++r, out += heads * dim, rows += dim)
-        for (std::int64_t c = 0; c < dim; ++c)
-            out[c] = narrow_to<T>(rows[c]);
+    T* const first = t.as<T>().data() + ((batch * t.shape[1] + begin) * heads + head) * dim;
+    vectorised([&] {
+        for (std::int64_t r = 0; r < len; ++r) {
+            T* const out = first + r * heads * dim;
+            for (std::int64_t c = 0; c < dim; ++c)
+                out[c] = narrow_to<T>(rows[r * dim + c]);
+        }
+    });
 }
 
 /// The rows of one block and the keys that any of them attends.
@@ -79,15 +79,21 @@ Block make_block(const ConstTensorView& key_begin, const ConstTensorView& key_en
 }
 
 /// scores (rows, keys) = q k^T of the block, unscaled.
-template <class W>
-void block_scores(W* scores, const Block& b, const HeadMatrix<W>& q, const HeadMatrix<W>& k,
+template <class T, class W>
+void block_scores(W* scores, const Block& b, const HeadMatrix<T>& q, const HeadMatrix<T>& k,
                   std::int64_t dim) {
     gemm({.m = b.rows,
           .n = b.keys,
           .k = dim,
-          .a = operand(q.data + b.row_begin * q.ld, q.ld),
-          .b = operand(k.data + b.key_begin * k.ld, k.ld, true),
+          .a = q.from_row(b.row_begin),
+          .b = k.from_row(b.key_begin, true),
           .c = result(scores, b.keys)});
+}
+
+/// fn(first, last) over `heads` heads, divided among the threads; a few keys stay on this one.
+template <class Fn>
+void over_heads(std::int64_t heads, std::int64_t q_len, std::int64_t k_len, const Fn& fn) {
+    parallel_for(heads, grain_for(q_len * k_len), fn);
 }
 
 /// Scores outside row r's keys become -infinity, so that exp makes them 0 and every loop over the
@@ -117,40 +123,34 @@ void block_softmax(W* scores, W* lse, W* inverse_sum, const Block& b, W scale) {
     });
 }
 
+/// One head of one batch entry.
 template <class T, class W = Wide<T>>
-void forward(const AttentionArgs& args) {
-    struct QTag;
-    struct KTag;
-    struct VTag;
+void forward_head(const AttentionArgs& args, std::int64_t batch, std::int64_t h) {
     struct ScoresTag;
     struct OutTag;
     const std::int64_t q_len = args.q.shape[1], n_heads = args.q.shape[2], dim = args.q.shape[3];
-    const std::int64_t group = n_heads / args.k.shape[2];
+    const std::int64_t kv_head = h / (n_heads / args.k.shape[2]);
     W* const scores = scratch<ScoresTag, W>(kBlockRows * args.k.shape[1]);
     W* const out = scratch<OutTag, W>(kBlockRows * dim);
     W inverse_sum[kBlockRows];
-    for (std::int64_t batch = 0; batch < args.q.shape[0]; ++batch)
-        for (std::int64_t h = 0; h < n_heads; ++h) {
-            const HeadMatrix<W> q = head_matrix<QTag, T>(args.q, batch, h);
-            const HeadMatrix<W> k = head_matrix<KTag, T>(args.k, batch, h / group);
-            const HeadMatrix<W> v = head_matrix<VTag, T>(args.v, batch, h / group);
-            W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
-            for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
-                const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
-                block_scores(scores, b, q, k, dim);
-                block_softmax(scores, lse + t, inverse_sum, b, static_cast<W>(args.scale));
-                gemm({.m = b.rows,
-                      .n = dim,
-                      .k = b.keys,
-                      .a = operand(scores, b.keys),
-                      .b = operand(v.data + b.key_begin * v.ld, v.ld),
-                      .c = result(out, dim)});
-                for (std::int64_t r = 0; r < b.rows; ++r)
-                    for (std::int64_t c = 0; c < dim; ++c)
-                        out[r * dim + c] *= inverse_sum[r];
-                store_head<T>(args.out, batch, h, t, b.rows, out);
-            }
-        }
+    const auto q = head_matrix<T>(args.q, batch, h), k = head_matrix<T>(args.k, batch, kv_head),
+               v = head_matrix<T>(args.v, batch, kv_head);
+    W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
+    for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
+        const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
+        block_scores(scores, b, q, k, dim);
+        block_softmax(scores, lse + t, inverse_sum, b, static_cast<W>(args.scale));
+        gemm({.m = b.rows,
+              .n = dim,
+              .k = b.keys,
+              .a = operand(scores, b.keys),
+              .b = v.from_row(b.key_begin),
+              .c = result(out, dim)});
+        for (std::int64_t r = 0; r < b.rows; ++r)
+            for (std::int64_t c = 0; c < dim; ++c)
+                out[r * dim + c] *= inverse_sum[r];
+        store_head<T>(args.out, batch, h, t, b.rows, out);
+    }
 }
 
 /// scores to p = exp(s * scale - lse), and d_p to d_s = scale * p * (d_p - delta); 0 outside.
@@ -171,92 +171,103 @@ void block_softmax_backward(W* p, W* d_s, const Block& b, const W* lse, const W*
 }
 
 /// delta[r] = sum over the head's columns of d_out * out.
-template <class W>
-void block_delta(W* delta, const Block& b, const HeadMatrix<W>& d_out, const HeadMatrix<W>& out,
+template <class T, class W>
+void block_delta(W* delta, const Block& b, const HeadMatrix<T>& d_out, const HeadMatrix<T>& out,
                  std::int64_t dim) {
     vectorised([&] {
         for (std::int64_t r = 0; r < b.rows; ++r) {
-            const W* const x = d_out.data + (b.row_begin + r) * d_out.ld;
-            const W* const y = out.data + (b.row_begin + r) * out.ld;
-            delta[r] = lane_sum<W>(dim, [&](std::int64_t c) { return x[c] * y[c]; });
+            const T* const x = d_out.row(b.row_begin + r);
+            const T* const y = out.row(b.row_begin + r);
+            delta[r] =
+                lane_sum<W>(dim, [&](std::int64_t c) { return W{widen(x[c])} * W{widen(y[c])}; });
         }
     });
 }
 
+/// One query head of one batch entry; d_k and d_v (k_len, dim) of its kv head are added to.
 template <class T, class W = Wide<T>>
-void backward(const AttentionBackwardArgs& args) {
-    struct QTag;
-    struct KTag;
-    struct VTag;
-    struct OutTag;
-    struct DOutTag;
+void backward_head(const AttentionBackwardArgs& args, std::int64_t batch, std::int64_t h, W* d_k,
+                   W* d_v) {
     struct PTag;
     struct DSTag;
     struct DQTag;
-    struct DKTag;
-    struct DVTag;
     const std::int64_t q_len = args.q.shape[1], n_heads = args.q.shape[2], dim = args.q.shape[3];
-    const std::int64_t k_len = args.k.shape[1], group = n_heads / args.k.shape[2];
+    const std::int64_t k_len = args.k.shape[1], kv_head = h / (n_heads / args.k.shape[2]);
     W* const p = scratch<PTag, W>(kBlockRows * k_len);
     W* const d_s = scratch<DSTag, W>(kBlockRows * k_len);
     W* const d_q = scratch<DQTag, W>(kBlockRows * dim);
-    W* const d_k = scratch<DKTag, W>(k_len * dim);  // of one kv head, summed over its group
-    W* const d_v = scratch<DVTag, W>(k_len * dim);
     W delta[kBlockRows];
-    for (std::int64_t batch = 0; batch < args.q.shape[0]; ++batch)
-        for (std::int64_t h = 0; h < n_heads; ++h) {
-            const std::int64_t kv_head = h / group;
-            const HeadMatrix<W> q = head_matrix<QTag, T>(args.q, batch, h);
-            const HeadMatrix<W> k = head_matrix<KTag, T>(args.k, batch, kv_head);
-            const HeadMatrix<W> v = head_matrix<VTag, T>(args.v, batch, kv_head);
-            const HeadMatrix<W> out = head_matrix<OutTag, T>(args.out, batch, h);
-            const HeadMatrix<W> d_out = head_matrix<DOutTag, T>(args.d_out, batch, h);
-            const W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
-            if (h % group == 0) {
-                std::fill_n(d_k, k_len * dim, W{0});
-                std::fill_n(d_v, k_len * dim, W{0});
-            }
-            for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
-                const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
-                block_scores(p, b, q, k, dim);
-                block_scores(d_s, b, d_out, v, dim);
-                block_delta(delta, b, d_out, out, dim);
-                block_softmax_backward(p, d_s, b, lse + t, delta, static_cast<W>(args.scale));
-                Gemm to_keys{.m = b.keys,
-                             .n = dim,
-                             .k = b.rows,
-                             .a = operand(p, b.keys, true),
-                             .b = operand(d_out.data + t * d_out.ld, d_out.ld),
-                             .c = result(d_v + b.key_begin * dim, dim),
-                             .accumulate = true};
-                gemm(to_keys);  // d_v += p^T d_out
-                to_keys.a = operand(d_s, b.keys, true);
-                to_keys.b = operand(q.data + t * q.ld, q.ld);
-                to_keys.c = result(d_k + b.key_begin * dim, dim);
-                gemm(to_keys);  // d_k += d_s^T q
-                gemm({.m = b.rows,
-                      .n = dim,
-                      .k = b.keys,
-                      .a = operand(d_s, b.keys),
-                      .b = operand(k.data + b.key_begin * k.ld, k.ld),
-                      .c = result(d_q, dim)});
-                store_head<T>(args.d_q, batch, h, t, b.rows, d_q);
-            }
-            if (h % group == group - 1) {
-                store_head<T>(args.d_k, batch, kv_head, 0, k_len, d_k);
-                store_head<T>(args.d_v, batch, kv_head, 0, k_len, d_v);
-            }
-        }
+    const auto q = head_matrix<T>(args.q, batch, h), k = head_matrix<T>(args.k, batch, kv_head),
+               v = head_matrix<T>(args.v, batch, kv_head), out = head_matrix<T>(args.out, batch, h),
+               d_out = head_matrix<T>(args.d_out, batch, h);
+    const W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
+    for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
+        const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
+        block_scores(p, b, q, k, dim);
+        block_scores(d_s, b, d_out, v, dim);
+        block_delta(delta, b, d_out, out, dim);
+        block_softmax_backward(p, d_s, b, lse + t, delta, static_cast<W>(args.scale));
+        Gemm to_keys{.m = b.keys,
+                     .n = dim,
+                     .k = b.rows,
+                     .a = operand(p, b.keys, true),
+                     .b = d_out.from_row(t),
+                     .c = result(d_v + b.key_begin * dim, dim),
+                     .accumulate = true};
+        gemm(to_keys);  // d_v += p^T d_out
+        to_keys.a = operand(d_s, b.keys, true);
+        to_keys.b = q.from_row(t);
+        to_keys.c = result(d_k + b.key_begin * dim, dim);
+        gemm(to_keys);  // d_k += d_s^T q
+        gemm({.m = b.rows,
+              .n = dim,
+              .k = b.keys,
+              .a = operand(d_s, b.keys),
+              .b = k.from_row(b.key_begin),
+              .c = result(d_q, dim)});
+        store_head<T>(args.d_q, batch, h, t, b.rows, d_q);
+    }
+}
+
+/// One kv head of one batch entry: the query heads of its group, in order.
+template <class T, class W = Wide<T>>
+void backward_group(const AttentionBackwardArgs& args, std::int64_t batch, std::int64_t kv_head) {
+    struct DKTag;
+    struct DVTag;
+    const std::int64_t k_len = args.k.shape[1], dim = args.k.shape[3];
+    const std::int64_t group = args.q.shape[2] / args.k.shape[2];
+    W* const d_k = scratch<DKTag, W>(k_len * dim);
+    W* const d_v = scratch<DVTag, W>(k_len * dim);
+    std::fill_n(d_k, k_len * dim, W{0});
+    std::fill_n(d_v, k_len * dim, W{0});
+    for (std::int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
+        backward_head<T>(args, batch, h, d_k, d_v);
+    store_head<T>(args.d_k, batch, kv_head, 0, k_len, d_k);
+    store_head<T>(args.d_v, batch, kv_head, 0, k_len, d_v);
 }
 
 }  // namespace
 
 void attention_forward(const AttentionArgs& args) {
-    dispatch_dtype(args.q.dtype, [&]<Element T>(T) { forward<T>(args); });
+    dispatch_dtype(args.q.dtype, [&]<Element T>(T) {
+        const std::int64_t n_heads = args.q.shape[2];
+        over_heads(args.q.shape[0] * n_heads, args.q.shape[1], args.k.shape[1],
+                   [&](std::int64_t begin, std::int64_t end) {
+                       for (; begin < end; ++begin)
+                           forward_head<T>(args, begin / n_heads, begin % n_heads);
+                   });
+    });
 }
 
 void attention_backward(const AttentionBackwardArgs& args) {
-    dispatch_dtype(args.q.dtype, [&]<Element T>(T) { backward<T>(args); });
+    dispatch_dtype(args.q.dtype, [&]<Element T>(T) {
+        const std::int64_t n_kv_heads = args.k.shape[2];
+        over_heads(args.q.shape[0] * n_kv_heads, args.q.shape[1], args.k.shape[1],
+                   [&](std::int64_t begin, std::int64_t end) {
+                       for (; begin < end; ++begin)
+                           backward_group<T>(args, begin / n_kv_heads, begin % n_kv_heads);
+                   });
+    });
 }
 
 }  // namespace stoa::cpu

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/fast_exp.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
@@ -10,13 +11,22 @@
 namespace stoa::cpu {
 namespace {
 
+/// fn(begin, end) over rows of `cols` values, divided among the threads.
+template <class Fn>
+void over_rows(std::int64_t rows, std::int64_t cols, const Fn& fn) {
+    parallel_for(rows, grain_for(cols), [&](std::int64_t begin, std::int64_t end) {
+        vectorised([&] { fn(begin, end); });
+    });
+}
+
 template <class T, class W = Wide<T>>
 void row_max(const RowMaxArgs& args) {
     const std::int64_t rows = args.logits.rows(), cols = args.logits.cols();
-    const T* x = args.logits.as<T>().data();
+    const T* const logits = args.logits.as<T>().data();
     W* const out = args.row_max.as<W>().data();
-    vectorised([&] {
-        for (std::int64_t r = 0; r < rows; ++r, x += cols)
+    over_rows(rows, cols, [&](std::int64_t begin, std::int64_t end) {
+        const T* x = logits + begin * cols;
+        for (std::int64_t r = begin; r < end; ++r, x += cols)
             out[r] = lane_max<W>(args.vocab_valid, std::numeric_limits<W>::lowest(),
                                  [&](std::int64_t c) { return W{widen(x[c])}; });
     });
@@ -25,13 +35,14 @@ void row_max(const RowMaxArgs& args) {
 template <class T, class W = Wide<T>>
 void exp_sum(const ExpSumArgs& args) {
     const std::int64_t rows = args.logits.rows(), cols = args.logits.cols();
-    const T* x = args.logits.as<T>().data();
+    const T* const logits = args.logits.as<T>().data();
     const W* const max = args.row_max.as<W>().data();
     const std::int32_t* const targets = args.targets.as<std::int32_t>().data();
     W* const sum = args.exp_sum.as<W>().data();
     W* const target_logit = args.target_logit.as<W>().data();
-    vectorised([&] {
-        for (std::int64_t r = 0; r < rows; ++r, x += cols) {
+    over_rows(rows, cols, [&](std::int64_t begin, std::int64_t end) {
+        const T* x = logits + begin * cols;
+        for (std::int64_t r = begin; r < end; ++r, x += cols) {
             const W row_max = max[r];
             sum[r] = lane_sum<W>(args.vocab_valid, [&](std::int64_t c) {
                 return fast_exp(W{widen(x[c])} - row_max);
@@ -55,14 +66,16 @@ void row_gradient(T* out, const T* x, W max, W scale, std::int64_t valid, std::i
 template <class T, class W = Wide<T>>
 void gradients(const CrossEntropyArgs& args) {
     const std::int64_t rows = args.logits.rows(), cols = args.logits.cols();
-    const T* x = args.logits.as<T>().data();
-    T* out = args.d_logits.as<T>().data();
+    const T* const logits = args.logits.as<T>().data();
+    T* const d_logits = args.d_logits.as<T>().data();
     const W* const max = args.row_max.as<W>().data();
     const W* const sum = args.exp_sum.as<W>().data();
     const std::int32_t* const targets = args.targets.as<std::int32_t>().data();
     const W d_loss = static_cast<W>(args.d_loss);
-    vectorised([&] {
-        for (std::int64_t r = 0; r < rows; ++r, x += cols, out += cols) {
+    over_rows(rows, cols, [&](std::int64_t begin, std::int64_t end) {
+        const T* x = logits + begin * cols;
+        T* out = d_logits + begin * cols;
+        for (std::int64_t r = begin; r < end; ++r, x += cols, out += cols) {
             if (targets[r] < 0) {
                 std::fill_n(out, cols, T{});
                 continue;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/ops.h"
 
@@ -9,34 +10,41 @@ void embedding_forward(const EmbeddingArgs& args) {
     dispatch_dtype(args.y.dtype, [&]<Element T>(T) {
         const std::int64_t d = args.y.cols(), vocab_local = args.table.rows();
         const T* const table = args.table.as<T>().data();
-        T* y = args.y.as<T>().data();
-        for (const std::int32_t token : args.tokens.as<std::int32_t>()) {
-            const std::int64_t row = token - args.vocab_begin;
-            if (row >= 0 && row < vocab_local)
-                std::copy_n(table + row * d, d, y);
-            else
-                std::fill_n(y, d, T{});
-            y += d;
-        }
+        T* const rows = args.y.as<T>().data();
+        const std::int32_t* const tokens = args.tokens.as<std::int32_t>().data();
+        parallel_for(args.tokens.numel(), grain_for(d), [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t r = begin; r < end; ++r) {
+                const std::int64_t row = tokens[r] - args.vocab_begin;
+                if (row >= 0 && row < vocab_local)
+                    std::copy_n(table + row * d, d, rows + r * d);
+                else
+                    std::fill_n(rows + r * d, d, T{});
+            }
+        });
     });
 }
 
 namespace {
 
+/// Tokens repeat, so the threads divide the columns: each adds the rows in their order.
 template <Element T, Element G>
 void add_rows(const EmbeddingBackwardArgs& args) {
     const std::int64_t d = args.d_y.cols(), vocab_local = args.d_table.rows();
-    const T* d_y = args.d_y.as<T>().data();
+    const T* const d_y = args.d_y.as<T>().data();
     G* const d_table = args.d_table.as<G>().data();
     const auto tokens = args.tokens.as<std::int32_t>();
-    vectorised([&] {
-        for (std::size_t r = 0; r < tokens.size(); ++r, d_y += d) {
-            const std::int64_t row = tokens[r] - args.vocab_begin;
-            if (row < 0 || row >= vocab_local) continue;
-            G* const out = d_table + row * d;
-            for (std::int64_t c = 0; c < d; ++c)
-                out[c] = narrow_to<G>(widen(out[c]) + widen(d_y[c]));
-        }
+    const std::int64_t grain = std::max<std::int64_t>(64, grain_for(std::ssize(tokens)));
+    parallel_for(d, grain, [&](std::int64_t begin, std::int64_t end) {
+        vectorised([&] {
+            for (std::size_t r = 0; r < tokens.size(); ++r) {
+                const std::int64_t row = tokens[r] - args.vocab_begin;
+                if (row < 0 || row >= vocab_local) continue;
+                const T* const in = d_y + static_cast<std::int64_t>(r) * d;
+                G* const out = d_table + row * d;
+                for (std::int64_t c = begin; c < end; ++c)
+                    out[c] = narrow_to<G>(widen(out[c]) + widen(in[c]));
+            }
+        });
     });
 }
 
