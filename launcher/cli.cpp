@@ -23,6 +23,7 @@ struct Verb {
 };
 constexpr Verb kVerbs[] = {
     {"check", command_check, "check a configuration and show what it resolves to"},
+    {"plan", command_plan, "show the memory and disk that a run will take, on any mesh"},
     {"tokenizer", command_tokenizer, "train a tokenizer"},
     {"data", command_data, "turn crawl files into token shards"},
     {"reason", command_reason, "generate and verify reasoning problems"},

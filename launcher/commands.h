@@ -9,6 +9,7 @@ namespace stoa {
 using Args = std::vector<std::string>;
 
 int command_check(const Args& args);      // stoa check CFG [key=value ...]
+int command_plan(const Args& args);       // stoa plan CFG [key=value ...]
 int command_train(const Args& args);      // stoa train CFG [key=value ...], alone or under mpirun/srun
 int command_launch(const Args& args);     // stoa launch --ranks N CFG [key=value ...]
 int command_data(const Args& args);       // stoa data build ...

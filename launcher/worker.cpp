@@ -1,19 +1,24 @@
 #include "launcher/worker.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <thread>
 
 #include "configs/load_run_config.h"
 #include "kernels/core/log.h"
+#include "kernels/core/thread_pool.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/mesh.h"
+#include "trainer/memory_advice.h"
 #include "trainer/metrics.h"
 #include "trainer/report.h"
 #include "trainer/stop_signal.h"
@@ -60,6 +65,17 @@ void require_same_config(const LoadedConfig& loaded, const Communicator& world) 
                            .hint = "put the file on shared storage, or copy it to every node"});
 }
 
+// auto: the cores this rank may run on, shared among the ranks here. Under mpirun's binding a rank
+// sees only its own cores.
+int threads_of(const RunConfig& config, int ranks_here) {
+    if (config.parallel.threads > 0) return static_cast<int>(config.parallel.threads);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    const auto all = static_cast<int>(std::thread::hardware_concurrency());
+    return std::max(1, mine < all ? mine : mine / ranks_here);
+}
+
 void announce(const TrainRun& run, const MemoryPlan& plan) {
     const RunConfig& c = run.state.config;
     log_info(
@@ -104,6 +120,10 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
     const Exec exec{};
     const MemoryPlan plan = plan_memory(config, mesh.tp_rank(), mesh.tp_size());
     if (options.print_memory_plan && mesh.world.rank() == 0) fmt::print("{}", describe_plan(plan));
+    const int ranks_here = ranks_on_this_machine(mesh.world);
+    agree(mesh.world, "check memory",
+          [&] { require_fits(config, plan, ranks_here, available_memory_bytes()); });
+    set_cpu_threads(threads_of(config, ranks_here));
     TrainState state;
     agree(mesh.world, "allocate memory",
           [&] { state = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec); });

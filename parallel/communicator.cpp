@@ -30,4 +30,15 @@ void Communicator::close() {
     size_ = 1;
 }
 
+int ranks_on_this_machine(const Communicator& comm) {
+    if (comm.size() == 1) return 1;
+    MPI_Comm here = MPI_COMM_NULL;
+    check_mpi(MPI_Comm_split_type(comm.handle(), MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here),
+              "MPI_Comm_split_type", comm);
+    int size = 1;
+    MPI_Comm_size(here, &size);
+    MPI_Comm_free(&here);
+    return size;
+}
+
 }  // namespace stoa

@@ -31,4 +31,7 @@ private:
     std::string name_ = "self";
 };
 
+/// Ranks of `comm` on this rank's machine.     comm: one split and its end
+int ranks_on_this_machine(const Communicator& comm);
+
 }  // namespace stoa

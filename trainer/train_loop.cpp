@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <map>
 
 #include "kernels/core/log.h"
 #include "parallel/agree.h"
@@ -21,6 +22,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point t) {
     return std::chrono::duration<double>(Clock::now() - t).count();
+}
+
+// Why a step was skipped, and which samples it was: slots of a step are a pure function of the
+// seed.
+std::map<std::string, std::string> skip_details(const StepResult& r, const RunConfig& config,
+                                                std::int64_t step) {
+    return {{"reason", "non-finite gradients"},
+            {"loss_scale", fmt::format("{}", r.loss_scale)},
+            {"forward_layers", fmt::format("{}", fmt::join(r.forward_nonfinite, " "))},
+            {"backward_layers", fmt::format("{}", fmt::join(r.backward_nonfinite, " "))},
+            {"samples", fmt::format("seed {} step {} slots 0-{}", config.run.seed, step,
+                                    config.batch.global_batch - 1)}};
 }
 
 // Work that only rank 0 does; its failure is everyone's.
@@ -149,7 +162,7 @@ ExitCode train_loop(TrainRun& run) {
         on_rank_0(mesh, "write records", [&] {
             files.write_step(record);
             if (result.skipped)
-                files.write_event("skip", step, {{"reason", "non-finite gradients"}});
+                files.write_event("skip", step, skip_details(result, config, step - 1));
             if (step % config.log.every_steps == 0 || finished || switched || leaving ||
                 result.skipped)
                 show_progress(progress_line(record, steps, seconds_per_step),

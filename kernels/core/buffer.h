@@ -12,6 +12,14 @@ constexpr std::int64_t align_up(std::int64_t n, std::int64_t a = kAlignment) {
     return (n + a - 1) / a * a;
 }
 
+/// Bytes that Buffers hold now, and the most they ever held at once, in this process.
+std::int64_t allocated_bytes();
+std::int64_t peak_allocated_bytes();
+
+struct FreeBuffer {
+    std::int64_t bytes = 0;
+    void operator()(std::byte* p) const;
+};
 class Buffer {
 public:
     Buffer() = default;
@@ -21,10 +29,7 @@ public:
     std::int64_t bytes() const { return bytes_; }
 
 private:
-    struct Free {
-        void operator()(std::byte* p) const;
-    };
-    std::unique_ptr<std::byte, Free> data_;
+    std::unique_ptr<std::byte, FreeBuffer> data_;
     std::int64_t bytes_ = 0;
 };
 

@@ -28,7 +28,7 @@ struct BlockSaved {
 
 /// Rows that the feed-forward layers work on at a time: whole blocks of the quantiser and of the
 /// GEMM's k, so that the chunks show in no bit.
-constexpr std::int64_t kFfnChunk = 512;
+constexpr std::int64_t kFfnChunk = 256;
 /// Rows whose logits exist at a time; a multiple of the GEMM's k block, for the same reason.
 constexpr std::int64_t kLossChunk = 512;
 

@@ -1,0 +1,150 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "configs/load_run_config.h"
+#include "data/tokenizer/tokenizer.h"
+#include "launcher/cli.h"
+#include "launcher/commands.h"
+#include "trainer/memory_advice.h"
+
+namespace po = boost::program_options;
+
+namespace stoa {
+namespace {
+
+double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+// "saved.3.gate.scale" -> "saved.*.gate.scale": the layers of one kind are one line.
+std::string without_layer(const std::string& name) {
+    std::string out;
+    for (std::size_t i = 0; i < name.size(); ++i) {
+        const bool starts = std::isdigit(static_cast<unsigned char>(name[i])) != 0 &&
+                            (i == 0 || name[i - 1] == '.');
+        if (!starts) {
+            out += name[i];
+            continue;
+        }
+        while (i + 1 < name.size() && std::isdigit(static_cast<unsigned char>(name[i + 1])) != 0)
+            ++i;
+        out += '*';
+    }
+    return out;
+}
+
+void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
+    fmt::print("\ntp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}\n", tp_rank,
+               plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
+               mib(plan.activation_bytes));
+    if (all) {
+        fmt::print("{}", describe_plan(plan));
+        return;
+    }
+    struct Kind {
+        std::int64_t bytes = 0, count = 0;
+        const PlannedTensor* first = nullptr;
+    };
+    std::map<std::string, Kind> kinds;
+    for (const PlannedTensor& t : plan.tensors) {
+        Kind& k = kinds[without_layer(t.name)];
+        k.bytes += t.bytes();
+        ++k.count;
+        if (k.first == nullptr) k.first = &t;
+    }
+    std::vector<std::pair<std::string, Kind>> sorted(kinds.begin(), kinds.end());
+    std::ranges::stable_sort(
+        sorted, [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+    for (const auto& [name, k] : sorted)
+        fmt::print("  {:>14} B  {:>4} x {:<5} {:<16} {:<11} {}\n", k.bytes, k.count,
+                   dtype_name(k.first->dtype), k.first->shape.str(),
+                   lifetime_name(k.first->lifetime), name);
+}
+
+nlohmann::json to_json(const RunConfig& c, const std::vector<MemoryPlan>& plans) {
+    const DiskNeed disk = plan_disk(c);
+    nlohmann::json out{{"dp", c.parallel.dp},
+                       {"tp", c.parallel.tp},
+                       {"recipe", recipe_name(c.precision.recipe)},
+                       {"checkpoint_bytes", disk.checkpoint_bytes},
+                       {"disk_bytes", disk.run_bytes},
+                       {"ranks", nlohmann::json::array()}};
+    for (const MemoryPlan& p : plans) {
+        nlohmann::json tensors = nlohmann::json::array();
+        for (const PlannedTensor& t : p.tensors)
+            tensors.push_back({{"name", t.name},
+                               {"shape", t.shape.str()},
+                               {"dtype", dtype_name(t.dtype)},
+                               {"lifetime", lifetime_name(t.lifetime)},
+                               {"offset", t.offset_bytes},
+                               {"bytes", t.bytes()}});
+        out["ranks"].push_back({{"tp_rank", out["ranks"].size()},
+                                {"bytes", p.total_bytes()},
+                                {"state_bytes", p.state_bytes},
+                                {"activation_bytes", p.activation_bytes},
+                                {"tensors", tensors}});
+    }
+    return out;
+}
+
+}  // namespace
+
+int command_plan(const Args& args) {
+    CommandLine line;
+    line.usage = "stoa plan CONFIG [key=value ...] [--ranks N] [--memory GIB] [--all] [--json]";
+    line.examples =
+        "  stoa plan configs/tiny.yaml\n"
+        "  stoa plan configs/1b.yaml model.vocab_size=32768 --ranks 64 --memory 80\n"
+        "  stoa plan configs/tiny.yaml precision.recipe=r50 parallel.recompute=full\n";
+    line.about =
+        "Prints every tensor that a rank will hold, with its lifetime, and the disk that the "
+        "checkpoints take.\n"
+        "The same list places the tensors when the run starts: its total is the arena's size, to "
+        "the byte.\n"
+        "Data-parallel ranks hold the same, so one plan is shown for each tensor-parallel rank.\n"
+        "Nothing is started: the cluster need not exist.";
+    line.options.add_options()("config", po::value<std::vector<std::string>>(), "")(
+        "ranks", po::value<int>(), "plan for this many ranks")(
+        "memory", po::value<double>(), "refuse, with advice, what takes more GiB a rank than this")(
+        "all", po::bool_switch(), "every tensor instead of one line for each kind")(
+        "json", po::bool_switch(), "print one JSON object");
+    line.positional.add("config", -1);
+    const auto values = parse_command_line(line, args);
+    if (!values) return 0;
+    if (!values->contains("config"))
+        throw ConfigError({.what = "missing argument: CONFIG", .hint = "usage: " + line.usage});
+    const auto words = (*values)["config"].as<std::vector<std::string>>();
+    RunConfig config = load_run_config(words[0], {words.begin() + 1, words.end()}).config;
+    const std::int64_t tp = config.parallel.tp;
+    const std::int64_t ranks = values->contains("ranks")
+                                   ? (*values)["ranks"].as<int>()
+                                   : tp * std::max<std::int64_t>(config.parallel.dp, 1);
+    config = resolve_for_world(config, static_cast<int>(ranks));
+    if (config.model.vocab_size == 0)
+        config = resolve_for_vocab(config, Tokenizer::load(config.data.tokenizer).vocab_size());
+
+    std::vector<MemoryPlan> plans;
+    for (int r = 0; r < tp; ++r)
+        plans.push_back(plan_memory(config, r, static_cast<int>(tp)));
+    if ((*values)["json"].as<bool>()) {
+        fmt::print("{}\n", to_json(config, plans).dump(2));
+    } else {
+        const DiskNeed disk = plan_disk(config);
+        fmt::print("{} parameters, recipe {}, dp {} x tp {}\n", count_parameters(config),
+                   recipe_name(config.precision.recipe), config.parallel.dp, tp);
+        fmt::print(
+            "disk: {:.1f} MiB a checkpoint, {:.1f} MiB for the {} that are kept and the one "
+            "being written\n",
+            mib(disk.checkpoint_bytes), mib(disk.run_bytes), config.checkpoint.keep);
+        for (std::size_t r = 0; r < plans.size(); ++r)
+            print_rank(plans[r], static_cast<int>(r), (*values)["all"].as<bool>());
+    }
+    if (values->contains("memory"))
+        require_fits(config, plans[0], 1,
+                     static_cast<std::int64_t>((*values)["memory"].as<double>() * (1 << 30)));
+    return 0;
+}
+
+}  // namespace stoa
