@@ -8,7 +8,8 @@ namespace stoa {
 ///   param -= lr * (m / (1 - b1^step) / (sqrt(v / (1 - b2^step)) + eps) + weight_decay * param)
 /// The update is computed in Wide; state below fp32 is widened before and rounded after it:
 ///   m e4m3: 1 x 128 blocks with a power-of-two scale, to nearest;
-///   v e4m3: the same of sqrt(v), where no value above 0 becomes 0;
+///   v e4m3: the same of sqrt(v), but stochastically (a decay of 2.5 % a step is less than half a
+///     step of e4m3), and no value above 0 becomes 0;
 ///   v bf16: to nearest, or stochastically once 1 - b2 < 2^-8 (smaller steps would be lost);
 ///   param fp24: stochastically.
 /// Stochastic rounding draws philox(rounding_key, logical element / 4, 2 step + tensor): the same

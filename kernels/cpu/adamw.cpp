@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/core/philox.h"
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/quantize.h"
@@ -63,22 +64,28 @@ inline void load_codes(float* out, const ConstTensorView& t, const ConstTensorVi
         out[i] = to_float(in[i]) * s;
 }
 
-/// codes = round(x / scale); with `keep_nonzero` no positive value becomes 0.
-inline void store_codes(const float* x, const TensorView& t, const TensorView& scale,
-                        std::int64_t at, std::int64_t block, std::int64_t n, bool keep_nonzero) {
+/// s of the run's codes x * s: a power of two that brings the largest magnitude into (224, 448].
+inline float code_factor(const float* x, std::int64_t n) {
     std::uint32_t amax = 0;
     for (std::int64_t i = 0; i < n; ++i)
         amax = std::max(amax, float_bits(x[i]) & 0x7fffffffu);
-    float s = 1.0f;
-    if (amax != 0 && amax < 0x7f800000u)
-        s = bits_float(float_bits(std::min(448.0f / bits_float(amax), 0x1p126f)) & 0xff800000u);
-    e4m3* const codes = t.as<e4m3>().data() + at;
-    for (std::int64_t i = 0; i < n; ++i) {
-        const e4m3 code = to_e4m3(x[i] * s);
-        codes[i].bits = keep_nonzero && x[i] > 0.0f && code.bits == 0 ? std::uint8_t{1} : code.bits;
-    }
-    scale.as<e8m0>()[static_cast<std::size_t>(block)].bits =
-        static_cast<std::uint8_t>(float_bits(1.0f / s) >> 23);
+    if (amax == 0 || amax >= 0x7f800000u) return 1.0f;
+    return bits_float(float_bits(std::min(448.0f / bits_float(amax), 0x1p126f)) & 0xff800000u);
+}
+inline e8m0 scale_of(float factor) {
+    return e8m0{static_cast<std::uint8_t>(float_bits(1.0f / factor) >> 23)};
+}
+
+/// To one of the two neighbours of x in [0, 448], to the upper one as often as x is near to it, and
+/// 0 only for 0. Adds less than one step of e4m3 at x, and cuts off what is below a step; exact, as
+/// x + 2^-16 step never rounds up to a step.
+inline e4m3 round_at_random(float x, std::uint32_t random) {
+    const float exponent = bits_float(float_bits(x) & 0x7f800000u);
+    const float step = std::max(exponent, 0x1p-6f) * 0x1p-3f;
+    const float sum = x + step * (static_cast<float>(random >> 16) * 0x1p-16f);
+    const auto steps = static_cast<std::int32_t>(std::min(16.0f, sum / step));
+    const e4m3 code = to_e4m3(static_cast<float>(steps) * step);
+    return {x > 0.0f && code.bits == 0 ? std::uint8_t{1} : code.bits};
 }
 
 /// The random words of a run: element e draws word e % 4 of philox(key, e / 4, which).
@@ -92,6 +99,10 @@ inline void random_run(std::uint32_t* out, std::uint64_t key, std::int64_t eleme
     }
 }
 
+/// Which words of Philox the parameter and v of a step draw.
+std::uint64_t param_word(const AdamwArgs& a) { return 2 * static_cast<std::uint64_t>(a.step); }
+std::uint64_t v_word(const AdamwArgs& a) { return param_word(a) + 1; }
+
 struct Run {
     std::int64_t at, block, n;  // first element, index of its scale, values
     std::int64_t logical;       // first element in the whole tensor
@@ -102,7 +113,7 @@ void store_param(const AdamwArgs& a, const Run& run, const float* x, std::uint32
         std::copy_n(x, run.n, a.param.as<float>().data() + run.at);
         return;
     }
-    random_run(random, a.rounding_key, run.logical, run.n, 2 * static_cast<std::uint64_t>(a.step));
+    random_run(random, a.rounding_key, run.logical, run.n, param_word(a));
     fp24* const out = a.param.as<fp24>().data() + run.at;
     for (std::int64_t i = 0; i < run.n; ++i)
         out[i] = truncate_to_fp24(add_random_bits(x[i], random[i], 24));
@@ -112,7 +123,12 @@ void store_v(const AdamwArgs& a, const Run& run, float* x, std::uint32_t* random
     if (a.v.dtype == DType::e4m3) {
         for (std::int64_t i = 0; i < run.n; ++i)
             x[i] = std::sqrt(x[i]);
-        store_codes(x, a.v, a.v_scale, run.at, run.block, run.n, /*keep_nonzero=*/true);
+        const float factor = code_factor(x, run.n);
+        a.v_scale.as<e8m0>()[static_cast<std::size_t>(run.block)] = scale_of(factor);
+        random_run(random, a.rounding_key, run.logical, run.n, v_word(a));
+        e4m3* const codes = a.v.as<e4m3>().data() + run.at;
+        for (std::int64_t i = 0; i < run.n; ++i)
+            codes[i] = round_at_random(x[i] * factor, random[i]);
         return;
     }
     if (a.v.dtype == DType::fp32) {
@@ -125,20 +141,24 @@ void store_v(const AdamwArgs& a, const Run& run, float* x, std::uint32_t* random
             out[i] = to_bf16(x[i]);
         return;
     }
-    random_run(random, a.rounding_key, run.logical, run.n,
-               2 * static_cast<std::uint64_t>(a.step) + 1);
+    random_run(random, a.rounding_key, run.logical, run.n, v_word(a));
     for (std::int64_t i = 0; i < run.n; ++i)
         out[i] = truncate_to_bf16(add_random_bits(x[i], random[i], 16));
 }
 
 void store_m(const AdamwArgs& a, const Run& run, const float* x) {
-    if (a.m.dtype == DType::e4m3)
-        store_codes(x, a.m, a.m_scale, run.at, run.block, run.n, /*keep_nonzero=*/false);
-    else if (a.m.dtype == DType::fp32)
+    if (a.m.dtype == DType::e4m3) {
+        const float factor = code_factor(x, run.n);
+        a.m_scale.as<e8m0>()[static_cast<std::size_t>(run.block)] = scale_of(factor);
+        e4m3* const codes = a.m.as<e4m3>().data() + run.at;
+        for (std::int64_t i = 0; i < run.n; ++i)
+            codes[i] = to_e4m3(x[i] * factor);
+    } else if (a.m.dtype == DType::fp32) {
         std::copy_n(x, run.n, a.m.as<float>().data() + run.at);
-    else
+    } else {
         for (std::int64_t i = 0; i < run.n; ++i)
             a.m.as<bf16>()[static_cast<std::size_t>(run.at + i)] = to_bf16(x[i]);
+    }
 }
 
 /// State below fp32, one run of at most 128 values of a row at a time.
@@ -146,10 +166,10 @@ void update_runs(const AdamwArgs& a) {
     const Step<float> step(a);
     const std::int64_t rows = a.param.rows(), cols = a.param.cols();
     const std::int64_t per_row = (cols + kRun - 1) / kRun;
-    vectorised([&] {
+    const auto update_rows = [&](std::int64_t begin, std::int64_t end) {
         alignas(64) float param[kRun], m[kRun], v[kRun], grad[kRun];
         alignas(64) std::uint32_t random[kRun];
-        for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t r = begin; r < end; ++r)
             for (std::int64_t b = 0; b < per_row; ++b) {
                 const Run run{
                     .at = r * cols + b * kRun,
@@ -174,6 +194,9 @@ void update_runs(const AdamwArgs& a) {
                 store_m(a, run, m);
                 store_v(a, run, v, random);
             }
+    };
+    parallel_for(rows, grain_for(cols), [&](std::int64_t begin, std::int64_t end) {
+        vectorised([&] { update_rows(begin, end); });
     });
 }
 
@@ -184,7 +207,10 @@ void update_in_place(const AdamwArgs& a) {
     W* const m = a.m.as<W>().data();
     W* const v = a.v.as<W>().data();
     const W* const grad = a.grad.as<W>().data();
-    vectorised([&] { update(step, a.param.numel(), param, m, v, grad); });
+    parallel_for(a.param.numel(), grain_for(1), [&](std::int64_t begin, std::int64_t end) {
+        vectorised(
+            [&] { update(step, end - begin, param + begin, m + begin, v + begin, grad + begin); });
+    });
 }
 
 }  // namespace
