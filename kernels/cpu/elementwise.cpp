@@ -1,8 +1,11 @@
 #include "kernels/elementwise.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
+#include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/ops.h"
@@ -30,17 +33,26 @@ To convert(From x) {
         return narrow_to<To>(static_cast<Wide<To>>(widen(x)));
 }
 
+/// fn(i) for i in [0, n), in any order.
+template <class Fn>
+void for_each_element(std::int64_t n, const Fn& fn) {
+    parallel_for(n, grain_for(1), [&](std::int64_t begin, std::int64_t end) {
+        vectorised([&] {
+#pragma GCC ivdep
+            for (std::int64_t i = begin; i < end; ++i)
+                fn(i);
+        });
+    });
+}
+
 template <class T, class B>
 void add_as(TensorView y, ConstTensorView a, ConstTensorView b) {
     const std::int64_t n = y.numel();
     T* const out = y.as<T>().data();
     const T* const left = a.as<T>().data();
     const B* const right = b.as<B>().data();
-    vectorised([&] {
-#pragma GCC ivdep
-        for (std::int64_t i = 0; i < n; ++i)
-            out[i] = narrow_to<T>(widen(left[i]) + widen(right[i]));
-    });
+    for_each_element(
+        n, [=](std::int64_t i) { out[i] = narrow_to<T>(widen(left[i]) + widen(right[i])); });
 }
 
 // fp24 is not an Element: it only stores masters.
@@ -56,10 +68,8 @@ void cast_from_fp24(TensorView y, ConstTensorView x) {
     const std::int64_t n = y.numel();
     To* const out = y.as<To>().data();
     const fp24* const in = x.as<fp24>().data();
-    vectorised([&] {
-        for (std::int64_t i = 0; i < n; ++i)
-            out[i] = narrow_to<To>(static_cast<Wide<To>>(to_float(in[i])));
-    });
+    for_each_element(
+        n, [=](std::int64_t i) { out[i] = narrow_to<To>(static_cast<Wide<To>>(to_float(in[i]))); });
 }
 
 template <Element To, Element From>
@@ -67,16 +77,17 @@ void cast_elements(TensorView y, ConstTensorView x) {
     const std::int64_t n = y.numel();
     To* const out = y.as<To>().data();
     const From* const in = x.as<From>().data();
-    vectorised([&] {
-        for (std::int64_t i = 0; i < n; ++i)
-            out[i] = convert<To>(in[i]);
-    });
+    for_each_element(n, [=](std::int64_t i) { out[i] = convert<To>(in[i]); });
 }
 
 }  // namespace
 
 void zero(TensorView x) {
-    if (!x.empty()) std::memset(x.data, 0, static_cast<std::size_t>(x.bytes()));
+    if (x.empty()) return;
+    constexpr std::int64_t kGrain = std::int64_t{1} << 18;
+    parallel_for(x.bytes(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+        std::memset(x.data + begin, 0, static_cast<std::size_t>(end - begin));
+    });
 }
 
 void add(TensorView y, ConstTensorView a, ConstTensorView b) {
@@ -94,16 +105,33 @@ void cast(TensorView y, ConstTensorView x) {
     });
 }
 
+// Blocks of fixed size, whose sums are added in order: the bits do not depend on the threads.
 void sum_of_squares(TensorView out, ConstTensorView x) {
+    constexpr std::int64_t kBlock = std::int64_t{1} << 14, kBlocks = 64;
     dispatch_dtype(x.dtype, [&]<Element T>(T) {
         const T* const in = x.as<T>().data();
-        double sum = 0.0;
-        vectorised([&] {
-            sum = lane_sum<double>(x.numel(), [&](std::int64_t i) {
-                return static_cast<double>(widen(in[i])) * static_cast<double>(widen(in[i]));
+        const std::int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
+        const auto sum_of_block = [&](std::int64_t block) {
+            const T* const part = in + block * kBlock;
+            double sum = 0.0;
+            vectorised([&] {
+                sum = lane_sum<double>(std::min(kBlock, n - block * kBlock), [&](std::int64_t i) {
+                    const auto value = static_cast<double>(widen(part[i]));
+                    return value * value;
+                });
             });
-        });
-        out.as<double>()[0] += sum;
+            return sum;
+        };
+        std::array<double, kBlocks> sums;
+        for (std::int64_t first = 0; first < blocks; first += kBlocks) {
+            const std::int64_t count = std::min(kBlocks, blocks - first);
+            parallel_for(count, 1, [&](std::int64_t begin, std::int64_t end) {
+                for (std::int64_t b = begin; b < end; ++b)
+                    sums[static_cast<std::size_t>(b)] = sum_of_block(first + b);
+            });
+            for (std::int64_t b = 0; b < count; ++b)
+                out.as<double>()[0] += sums[static_cast<std::size_t>(b)];
+        }
     });
 }
 

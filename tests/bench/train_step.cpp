@@ -1,15 +1,21 @@
 // The speed of one training step on made-up tokens, for the two model sizes that other CPU trainers
 // were measured at: 4 layers x 256 (B = 4, T = 256, vocabulary 4096) and GPT-2 124M (B = 4, T =
-// 64). d_ff is 8/3 d_model, which gives SwiGLU the parameters of a 4 d_model MLP. fp32 and bf16 run
-// in turn, so that both see the same machine. Under mpirun the batch is split over dp ranks.
-//   train_step [--steps N] [--model small|124m]
+// 64). d_ff is 8/3 d_model, which gives SwiGLU the parameters of a 4 d_model MLP, rounded up to
+// whole blocks of 128. The recipes run in turn, so that all see the same machine. Under mpirun the
+// batch is split over dp ranks.
+//   train_step [--steps N] [--model small|124m] [--threads N] [--recipes fp32,bf16,r30,r45,r50]
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
+#include "configs/recipe.h"
+#include "kernels/core/error.h"
+#include "kernels/core/thread_pool.h"
+#include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
 #include "tests/support/tiny_run.h"
 
@@ -58,40 +64,60 @@ struct Timing {
     }
 };
 
-json measure(const Size& size, int steps, const Mesh& mesh) {
-    const Recipe kinds[] = {Recipe::fp32, Recipe::bf16};
+Recipe recipe_from_name(const std::string& name) {
+    for (const Recipe r : {Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50})
+        if (name == recipe_name(r)) return r;
+    throw ConfigError({.what = "no such recipe", .where = "--recipes", .actual = name});
+}
+
+json measure(const Size& size, const std::vector<std::string>& recipes, int steps,
+             const Mesh& mesh) {
     std::vector<TrainState> states;
-    std::vector<Timing> timings(2);
-    for (const Recipe k : kinds)
-        states.push_back(make_train_state(bench_config(size, k, mesh.dp_size()), 0, 1, Exec{}));
+    std::vector<Timing> timings(recipes.size()), comm(recipes.size());
+    for (const std::string& name : recipes)
+        states.push_back(make_train_state(
+            bench_config(size, recipe_from_name(name), mesh.dp_size()), 0, 1, Exec{}));
     for (int step = -1; step < steps; ++step)  // step -1 warms up
-        for (std::size_t k = 0; k < 2; ++k) {
+        for (std::size_t k = 0; k < recipes.size(); ++k) {
             const RunConfig& c = states[k].config;
             StepInputs in{.lr = 1e-4};
             in.micro_batches.push_back(
                 test::tiny_batch(c, step + 1, mesh.dp_rank() * c.batch.micro_batch));
+            take_comm_seconds();
             const auto begin = Clock::now();
             train_step(states[k], in, mesh, Exec{});
-            if (step >= 0)
-                timings[k].seconds.push_back(
-                    std::chrono::duration<double>(Clock::now() - begin).count());
+            if (step < 0) continue;
+            timings[k].seconds.push_back(
+                std::chrono::duration<double>(Clock::now() - begin).count());
+            comm[k].seconds.push_back(take_comm_seconds());
         }
     const RunConfig& c = states[0].config;
     const double tokens = static_cast<double>(c.batch.global_batch * c.stages[0].seq_len);
     json out{{"model", size.name},
              {"parameters", count_parameters(c)},
              {"ranks", mesh.dp_size()},
+             {"threads", cpu_threads()},
              {"gflop_per_step", step_flop(c) / 1e9}};
-    for (std::size_t k = 0; k < 2; ++k) {
+    for (std::size_t k = 0; k < recipes.size(); ++k) {
         const Timing& t = timings[k];
-        out[k == 0 ? "fp32" : "bf16"] = {{"tok_s", tokens / t.quantile(0.5)},
-                                         {"gflop_s", step_flop(c) / t.quantile(0.5) / 1e9},
-                                         {"step_ms_median", 1e3 * t.quantile(0.5)},
-                                         {"step_ms_p10", 1e3 * t.quantile(0.1)},
-                                         {"step_ms_p90", 1e3 * t.quantile(0.9)}};
+        out[recipes[k]] = {{"tok_s", tokens / t.quantile(0.5)},
+                           {"gflop_s", step_flop(c) / t.quantile(0.5) / 1e9},
+                           {"step_ms_median", 1e3 * t.quantile(0.5)},
+                           {"step_ms_p10", 1e3 * t.quantile(0.1)},
+                           {"step_ms_p90", 1e3 * t.quantile(0.9)},
+                           {"exposed_comm_share", comm[k].quantile(0.5) / t.quantile(0.5)}};
+        out[recipes[k] + "_over_" + recipes[0] + "_speed"] =
+            timings[0].quantile(0.5) / t.quantile(0.5);
     }
-    out["bf16_over_fp32_speed"] = timings[0].quantile(0.5) / timings[1].quantile(0.5);
     return out;
+}
+
+std::vector<std::string> split_commas(const std::string& text) {
+    std::vector<std::string> words;
+    std::istringstream in(text);
+    for (std::string word; std::getline(in, word, ',');)
+        words.push_back(word);
+    return words;
 }
 
 }  // namespace
@@ -100,10 +126,12 @@ int main(int argc, char** argv) {
     MpiSession session(argc, argv);
     Mesh mesh = make_mesh(session.size(), 1);
     int steps = 10;
-    std::string only;
+    std::string only, recipes = "fp32,bf16";
     for (int i = 1; i + 1 < argc; ++i) {
         if (std::strcmp(argv[i], "--steps") == 0) steps = std::atoi(argv[i + 1]);
         if (std::strcmp(argv[i], "--model") == 0) only = argv[i + 1];
+        if (std::strcmp(argv[i], "--threads") == 0) set_cpu_threads(std::atoi(argv[i + 1]));
+        if (std::strcmp(argv[i], "--recipes") == 0) recipes = argv[i + 1];
     }
     const Size sizes[] = {{"small",
                            {.vocab_size = 4096,
@@ -112,7 +140,7 @@ int main(int argc, char** argv) {
                             .n_heads = 4,
                             .n_kv_heads = 4,
                             .head_dim = 64,
-                            .d_ff = 680},
+                            .d_ff = 768},
                            256},
                           {"124m",
                            {.vocab_size = 50257,
@@ -126,7 +154,7 @@ int main(int argc, char** argv) {
     json results = json::array();
     for (const Size& size : sizes) {
         if (!only.empty() && only != size.name) continue;
-        const json r = measure(size, steps, mesh);
+        const json r = measure(size, split_commas(recipes), steps, mesh);
         if (session.rank() == 0) fmt::print("{}\n", r.dump(2));
         results.push_back(r);
     }
