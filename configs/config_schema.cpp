@@ -51,6 +51,7 @@ const std::vector<KeyRow>& key_rows() {
         {"precision.master", "", kAny, plain, "master weights: fp32, or fp24 rounded stochastically", [](T t) -> F { return &t.run->precision.master; }},
         {"precision.moments", "", kAny, plain, "Adam m and v: fp32, bf16, fp8-bf16 or fp8", [](T t) -> F { return &t.run->precision.moments; }},
         {"precision.edge_blocks", "", between(0, 1024), plain, "first and last blocks whose feed-forward stays in 16 bits where the others use fp8", [](T t) -> F { return &t.run->precision.edge_blocks; }},
+        {"precision.adaptive", "", kAny, plain, "take layers out of fp8, and attention out of fp16, where their numbers do not fit", [](T t) -> F { return &t.run->precision.adaptive; }},
 
         {"optimizer.lr", "", above(0, 1), plain, "peak learning rate of AdamW", [](T t) -> F { return &t.run->optimizer.lr; }},
         {"optimizer.betas", "", {0, 1, false, true}, plain, "decay of the first and second moment", [](T t) -> F { return BetasField{&t.run->optimizer.beta1, &t.run->optimizer.beta2}; }},
@@ -58,6 +59,7 @@ const std::vector<KeyRow>& key_rows() {
         {"optimizer.weight_decay", "", between(0, 10), plain, "decoupled weight decay of the matrices", [](T t) -> F { return &t.run->optimizer.weight_decay; }},
         {"optimizer.max_norm", "", between(0, 1e9), plain, "clip the global gradient norm to this; 0: off", [](T t) -> F { return &t.run->optimizer.max_norm; }},
         {"optimizer.max_skips", "steps", between(1, 1e9), plain, "non-finite steps in a row after which the run stops (exit code 7)", [](T t) -> F { return &t.run->optimizer.max_skips; }},
+        {"optimizer.spike_z", "", between(0, 1e9), plain, "skip a step whose loss or gradient norm is so many robust standard deviations above the recent ones; 0: never", [](T t) -> F { return &t.run->optimizer.spike_z; }},
 
         {"schedule.kind", "", kAny, plain, "wsd: warm up, stay, decay; the others decay all the way or never", [](T t) -> F { return &t.run->schedule.kind; }},
         {"schedule.warmup", "", at_least(0), plain, "linear warm-up: part of all tokens (1%) or tokens (2M tokens)", [](T t) -> F { return WarmupField{&t.run->schedule.warmup, &t.run->schedule.warmup_tokens}; }},

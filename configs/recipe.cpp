@@ -1,5 +1,6 @@
 #include "configs/recipe.h"
 
+#include <algorithm>
 #include <charconv>
 
 namespace stoa {
@@ -59,6 +60,7 @@ Formats formats_of(const PrecisionConfig& p) {
     override_with(f.grad, p.grads);
     override_with(f.master, p.master);
     if (f.ffn != DType::e4m3) f.ffn_edge = f.ffn;
+    if (f.attention == DType::fp16 && p.wide_attention) f.attention = DType::bf16;
     switch (p.moments) {
         case Moments::automatic:
             break;
@@ -81,7 +83,9 @@ Formats formats_of(const PrecisionConfig& p) {
 DType ffn_format(const Formats& formats, const RunConfig& config, std::int64_t layer) {
     const std::int64_t edge = config.precision.edge_blocks;
     const bool at_edge = layer < edge || layer >= config.model.n_layers - edge;
-    return at_edge ? formats.ffn_edge : formats.ffn;
+    const bool widened = std::ranges::find(config.precision.wide_layers, layer) !=
+                         config.precision.wide_layers.end();
+    return at_edge || widened ? formats.ffn_edge : formats.ffn;
 }
 
 bool parse_layer_range(const std::string& text, std::int64_t& first, std::int64_t& last) {

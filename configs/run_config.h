@@ -57,6 +57,10 @@ struct PrecisionConfig {
     Format master = Format::automatic;
     Moments moments = Moments::automatic;
     std::int64_t edge_blocks = 1;  // first and last blocks whose FFN stays in 16 bits
+    bool adaptive = true;          // the precision policy may widen what does not fit
+    // Not keys: what the policy has decided so far (trainer/precision_policy.h).
+    std::vector<std::int64_t> wide_layers;  // FFN in 16 bits where the recipe has 8
+    bool wide_attention = false;            // BF16 where the recipe has FP16
 };
 
 /// optimizer.*: AdamW
@@ -67,6 +71,7 @@ struct OptimizerConfig {
     double weight_decay = 0.1;
     double max_norm = 1.0;        // global-norm clipping; 0 = off
     std::int64_t max_skips = 20;  // non-finite steps in a row before the run stops (exit 7)
+    double spike_z = 6.0;         // robust standard deviations; 0 = no spike guard
 };
 
 /// schedule.*: the learning rate over the whole run, positioned in tokens

@@ -59,4 +59,14 @@ void dequantize(const DequantizeArgs& args, const Exec& exec) {
     cpu::dequantize(args);
 }
 
+void quantization_loss(const QuantizationLossArgs& args, const Exec& exec) {
+    const DType x = args.x.dtype;
+    require(x == DType::fp32 || x == DType::bf16 || x == DType::fp16,
+            "quantization_loss: dtype of x", "fp32, bf16 or fp16", dtype_name(x));
+    require_dtype(args.sums, DType::fp64, "quantization_loss: sums");
+    require_numel(args.sums, 4, "quantization_loss: sums");
+    require_cpu(exec, "quantization_loss");
+    cpu::quantization_loss(args);
+}
+
 }  // namespace stoa

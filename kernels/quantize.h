@@ -38,4 +38,14 @@ struct DequantizeArgs {
 };
 void dequantize(const DequantizeArgs& args, const Exec& exec);
 
+/// What e4m3 in blocks of 1 x 128 would lose of x, added to four sums:
+///   non-zero values | those of them that become 0 | sum of (q(x) - x)^2 | sum of x^2
+/// shapes: x (rows, cols), sums (4)     dtype: x fp32 | bf16 | fp16, sums fp64     errors:
+/// ShapeError
+struct QuantizationLossArgs {
+    TensorView sums;
+    ConstTensorView x;
+};
+void quantization_loss(const QuantizationLossArgs& args, const Exec& exec);
+
 }  // namespace stoa

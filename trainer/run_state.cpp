@@ -40,7 +40,9 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
     put("model.tie_embeddings", m.tie_embeddings);
     put("model.rope_theta", m.rope_theta);
     put("model.norm_eps", m.norm_eps);
-    const Formats formats = formats_of(c.precision);
+    PrecisionConfig precision = c.precision;
+    precision.wide_attention = false;  // a decision of the policy, not of the configuration
+    const Formats formats = formats_of(precision);
     for (const auto& [key, format] : {std::pair{"residual", formats.residual},
                                       {"attention", formats.attention},
                                       {"ffn", formats.ffn},
@@ -50,6 +52,7 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
                                       {"v", formats.v}})
         put(std::string("precision.") + key, dtype_name(format));
     put("precision.edge_blocks", c.precision.edge_blocks);
+    put("precision.adaptive", c.precision.adaptive);
     put("batch.global_batch", c.batch.global_batch);
     for (std::size_t i = 0; i < c.data.sources.size(); ++i) {
         const SourceConfig& s = c.data.sources[i];
@@ -61,13 +64,16 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
     return id;
 }
 
-std::int64_t counter(const CheckpointMeta& meta, const std::string& key) {
+const std::string& text_counter(const CheckpointMeta& meta, const std::string& key) {
     const auto at = meta.counters.find(key);
     if (at == meta.counters.end())
         throw CheckpointError({.what = "counter is missing",
                                .where = key,
                                .hint = "the checkpoint was written by another version"});
-    return std::stoll(at->second);
+    return at->second;
+}
+std::int64_t counter(const CheckpointMeta& meta, const std::string& key) {
+    return std::stoll(text_counter(meta, key));
 }
 
 }  // namespace
@@ -87,6 +93,8 @@ CheckpointMeta checkpoint_meta(const TrainRun& run) {
     meta.counters["optimizer.step"] = std::to_string(run.state.optimizer_step);
     meta.counters["optimizer.skipped_in_a_row"] = std::to_string(run.state.skipped_in_a_row);
     meta.counters["loss_scale"] = to_text(run.state.loss_scale);
+    meta.counters["precision_policy"] = to_text(run.state.policy);
+    meta.counters["spike_guard"] = to_text(run.state.guard);
     std::string id;
     for (const auto& [key, value] : identity(run.state.config))
         id += key + "=" + value + "\n";
@@ -115,6 +123,15 @@ void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now,
                            .hint = "use the tokenizer the run was started with"});
 }
 
+PolicyState saved_policy(const CheckpointMeta& meta, const RunConfig& config) {
+    PolicyState policy = policy_state_from_text(text_counter(meta, "precision_policy"));
+    if (std::ssize(policy.layers) != config.model.n_layers)
+        throw CheckpointError({.what = "the precision policy is of another model",
+                               .expected = fmt::format("{} layers", config.model.n_layers),
+                               .actual = fmt::format("{}", policy.layers.size())});
+    return policy;
+}
+
 void restore_counters(const CheckpointMeta& meta, TrainRun& run) {
     CurriculumState& c = run.curriculum;
     c.step = counter(meta, "curriculum.step");
@@ -125,7 +142,9 @@ void restore_counters(const CheckpointMeta& meta, TrainRun& run) {
     c.source_tokens = split(meta.counters.at("curriculum.source_tokens"));
     run.state.optimizer_step = counter(meta, "optimizer.step");
     run.state.skipped_in_a_row = counter(meta, "optimizer.skipped_in_a_row");
-    run.state.loss_scale = loss_scale_from_text(meta.counters.at("loss_scale"));
+    run.state.loss_scale = loss_scale_from_text(text_counter(meta, "loss_scale"));
+    run.state.policy = saved_policy(meta, run.state.config);
+    run.state.guard = spike_guard_from_text(text_counter(meta, "spike_guard"));
 }
 
 }  // namespace stoa

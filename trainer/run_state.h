@@ -15,6 +15,9 @@ CheckpointMeta checkpoint_meta(const TrainRun& run);
 /// Throws ConfigError when an identity setting differs; the message names key, saved and new value.
 void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now, const std::string& dir);
 
+/// errors: CheckpointError
+PolicyState saved_policy(const CheckpointMeta& meta, const RunConfig& config);
+
 void restore_counters(const CheckpointMeta& meta, TrainRun& run);
 
 }  // namespace stoa

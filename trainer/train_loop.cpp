@@ -28,13 +28,18 @@ double seconds_since(Clock::time_point t) {
 // seed.
 std::map<std::string, std::string> skip_details(const StepResult& r, const RunConfig& config,
                                                 std::int64_t step) {
-    return {{"reason", "non-finite gradients"},
+    return {{"reason", r.overflow ? "non-finite gradients"
+                                  : fmt::format("spike: loss {:.2f} and log gradient norm {:.2f} "
+                                                "standard deviations above the recent ones",
+                                                r.spike.z_loss, r.spike.z_log_norm)},
             {"loss_scale", fmt::format("{}", r.loss_scale)},
             {"forward_layers", fmt::format("{}", fmt::join(r.forward_nonfinite, " "))},
             {"backward_layers", fmt::format("{}", fmt::join(r.backward_nonfinite, " "))},
             {"samples", fmt::format("seed {} step {} slots 0-{}", config.run.seed, step,
                                     config.batch.global_batch - 1)}};
 }
+
+constexpr std::int64_t kMaxRewinds = 3;
 
 // Work that only rank 0 does; its failure is everyone's.
 template <class Fn>
@@ -90,15 +95,52 @@ void report_end(TrainRun& run, MetricsFiles& files, const EvalReport& last) {
     });
 }
 
+// Places the state anew where the policy has changed formats; what it held is lost.
+void place_levels(TrainRun& run, const PolicyState& policy) {
+    RunConfig config = run.state.config;
+    set_levels(config, policy);
+    const PrecisionConfig& now = run.state.config.precision;
+    if (config.precision.wide_layers == now.wide_layers &&
+        config.precision.wide_attention == now.wide_attention)
+        return;
+    run.state = TrainState{};  // first: two of them need not fit
+    run.state = make_train_state(config, run.mesh.tp_rank(), run.mesh.tp_size(), run.exec);
+}
+
+// The weights of the last checkpoint, the data from here on: what led here is not seen again.
+void rewind_run(TrainRun& run, MetricsFiles& files, std::int64_t rewinds) {
+    const CurriculumState now = run.curriculum;
+    if (rewinds > kMaxRewinds)
+        throw DivergedError(
+            {.what = "the loss keeps spiking",
+             .where = "step " + std::to_string(now.step),
+             .expected = fmt::format("at most {} rewinds to one checkpoint", kMaxRewinds),
+             .hint = "lower optimizer.lr, or set optimizer.spike_z=0"});
+    const bool loaded = resume_run(run);
+    const std::int64_t from = run.curriculum.step;
+    run.curriculum = now;
+    if (!loaded) forget_history(run.state.guard);  // nothing to return to: this is the new normal
+    on_rank_0(run.mesh, "write event", [&] {
+        files.write_event(
+            "rewind", now.step,
+            {{"weights_of_step", loaded ? std::to_string(from) : "(no checkpoint)"},
+             {"samples", fmt::format("seed {} steps {}-{} are not seen again",
+                                     run.state.config.run.seed, from, now.step - 1)}});
+    });
+}
+
 }  // namespace
 
 bool resume_run(TrainRun& run) {
     const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh);
     if (dir.empty()) return false;
     // The manifest first: a configuration that does not fit is refused by its key, not by a
-    // tensor's shape.
-    agree(run.mesh.world, "compare configuration",
-          [&] { check_identity(read_checkpoint_info(dir).meta, checkpoint_meta(run), dir); });
+    // tensor's shape; and the formats of the layers are its policy's.
+    agree(run.mesh.world, "compare configuration", [&] {
+        const CheckpointMeta saved = read_checkpoint_info(dir).meta;
+        check_identity(saved, checkpoint_meta(run), dir);
+        place_levels(run, saved_policy(saved, run.state.config));
+    });
     const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh);
     agree(run.mesh.world, "restore counters", [&] { restore_counters(meta, run); });
     refresh_work(run.state.model, run.exec);
@@ -108,7 +150,7 @@ bool resume_run(TrainRun& run) {
 }
 
 ExitCode train_loop(TrainRun& run) {
-    const RunConfig& config = run.state.config;
+    const RunConfig config = run.state.config;
     const Mesh& mesh = run.mesh;
     const std::int64_t steps = total_steps(config);
     MetricsFiles files;
@@ -122,6 +164,7 @@ ExitCode train_loop(TrainRun& run) {
 
     auto last_save = Clock::now();
     double seconds_per_step = 0.0;
+    std::int64_t rewinds = 0;  // to the last checkpoint
     while (!run_finished(run.curriculum, config)) {
         const auto step_begin = Clock::now();
         const StageConfig& stage = stage_at(run.curriculum, config);
@@ -163,6 +206,8 @@ ExitCode train_loop(TrainRun& run) {
             files.write_step(record);
             if (result.skipped)
                 files.write_event("skip", step, skip_details(result, config, step - 1));
+            for (const Transition& t : result.transitions)
+                files.write_event("precision", step, {{"transition", to_text(t)}});
             if (step % config.log.every_steps == 0 || finished || switched || leaving ||
                 result.skipped)
                 show_progress(progress_line(record, steps, seconds_per_step),
@@ -175,7 +220,11 @@ ExitCode train_loop(TrainRun& run) {
                                              std::to_string(config.optimizer.max_skips) +
                                              " skipped steps in a row",
                                  .hint = "lower optimizer.lr; the last checkpoint is from before"});
+        for (const Transition& t : result.transitions)
+            log_info("precision: {}", to_text(t));
+        if (result.spike.action == SpikeAction::rewind) rewind_run(run, files, ++rewinds);
         if (switched) {
+            forget_history(run.state.guard);
             on_rank_0(mesh, "write event", [&] {
                 files.write_event("stage", step,
                                   {{"stage", stage_at(run.curriculum, config).name}});
@@ -190,10 +239,12 @@ ExitCode train_loop(TrainRun& run) {
                                                   : EvalWhen::interval);
         const bool save_due = result.save_due || (config.checkpoint.every_steps > 0 &&
                                                   step % config.checkpoint.every_steps == 0);
-        if (save_due || finished || leaving) {
+        if (save_due || finished || leaving || !result.transitions.empty()) {
             save(run, files);
             last_save = Clock::now();
+            rewinds = 0;
         }
+        if (!result.transitions.empty() && !finished && !leaving) resume_run(run);
         fault_point(step, mesh.world.rank());
         if (leaving && !finished) {
             on_rank_0(mesh, "write event", [&] {

@@ -9,6 +9,7 @@
 #include "trainer/fault_hook.h"
 #include "trainer/model/loss.h"
 #include "trainer/optimizer.h"
+#include "trainer/precision_policy.h"
 
 namespace stoa {
 namespace {
@@ -51,6 +52,32 @@ std::vector<std::int64_t> flagged(const std::vector<std::int32_t>& flags, std::s
     return layers;
 }
 
+bool takes_sample(const TrainState& s, std::int64_t step) {
+    return step % kSampleEvery == kSampleEvery - 1 &&
+           std::ranges::any_of(s.policy.layers, &LayerPolicy::adaptive);
+}
+
+std::vector<LayerSample> layer_samples(const Activations& a, const Mesh& mesh, const Exec& exec) {
+    all_reduce(a.quantization_loss, ReduceOp::sum, mesh.dp, exec.stream);  // dp: all tokens
+    const auto sums = a.quantization_loss.as<double>();
+    const std::size_t n_layers = sums.size() / 8;
+    const auto loss = [&](std::size_t pass, std::size_t layer) {
+        const double* const s = sums.data() + 4 * (pass * n_layers + layer);
+        return QuantizationLoss{.underflow = s[0] > 0 ? s[1] / s[0] : 0.0,
+                                .rel_error = s[3] > 0 ? std::sqrt(s[2] / s[3]) : 0.0};
+    };
+    std::vector<LayerSample> samples;
+    for (std::size_t l = 0; l < n_layers; ++l)
+        samples.push_back({loss(0, l), loss(1, l)});
+    return samples;
+}
+
+// Where Inf or NaN began: forward before backward.
+std::int64_t origin_of(const StepResult& r) {
+    if (!r.forward_nonfinite.empty()) return r.forward_nonfinite.front();
+    return r.backward_nonfinite.empty() ? -1 : r.backward_nonfinite.front();
+}
+
 }  // namespace
 
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec) {
@@ -62,8 +89,10 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     const double per_token = 1.0 / static_cast<double>(std::max<std::int64_t>(tokens, 1));
     double loss_sum = 0.0;
     std::vector<std::int32_t> nonfinite(2 * s.dims.ffn.size());
+    s.sampling = takes_sample(s, in.step);
     for (std::size_t i = 0; i < in.micro_batches.size(); ++i) {
         load_micro_batch(s, in.micro_batches[i]);
+        if (i == 0) zero(s.acts.quantization_loss, exec);
         zero(s.acts.nonfinite, exec);
         s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
@@ -84,21 +113,29 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     const Decisions all = agree_decisions(
         {.skip = !finite, .stop = in.stop, .save_due = in.save_due, .nonfinite = nonfinite},
         mesh.world);
-    if (!all.skip)
+    StepResult r{.loss = loss_sum * per_token,
+                 .grad_norm = norm,
+                 .loss_scale = scale,
+                 .valid_tokens = tokens,
+                 .overflow = all.skip,
+                 .forward_nonfinite = flagged(all.nonfinite, 0),
+                 .backward_nonfinite = flagged(all.nonfinite, 1),
+                 .stop = all.stop,
+                 .save_due = all.save_due};
+    if (!r.overflow && s.config.optimizer.spike_z > 0.0)
+        r.spike = judge_step(s.guard, r.loss, norm, {.z = s.config.optimizer.spike_z});
+    r.skipped = r.overflow || r.spike.action != SpikeAction::accept;
+    if (!r.skipped)
         adamw_step(model, s.config, in.lr,
                    clip_coefficient(norm, s.config.optimizer.max_norm) / scale, ++s.optimizer_step,
                    exec);
-    s.skipped_in_a_row = all.skip ? s.skipped_in_a_row + 1 : 0;
-    update(s.loss_scale, /*overflow=*/all.skip);
-    return {.loss = loss_sum * per_token,
-            .grad_norm = norm,
-            .loss_scale = scale,
-            .valid_tokens = tokens,
-            .skipped = all.skip,
-            .forward_nonfinite = flagged(all.nonfinite, 0),
-            .backward_nonfinite = flagged(all.nonfinite, 1),
-            .stop = all.stop,
-            .save_due = all.save_due};
+    s.skipped_in_a_row = r.overflow ? s.skipped_in_a_row + 1 : 0;
+    update(s.loss_scale, r.overflow);
+    PolicyStep seen{
+        .step = in.step + 1, .overflow = r.overflow, .loss_scale = scale, .origin = origin_of(r)};
+    if (s.sampling) seen.layers = layer_samples(s.acts, mesh, exec);
+    r.transitions = decide(s.policy, seen);
+    return r;
 }
 
 }  // namespace stoa

@@ -19,7 +19,10 @@ struct StepResult {
     double grad_norm = 0.0;   // before clipping, without the loss scale
     double loss_scale = 1.0;  // of this step
     std::int64_t valid_tokens = 0;
-    bool skipped = false;  // non-finite gradients: no update, on any rank
+    bool skipped = false;   // no update, on any rank: non-finite gradients or a spike
+    bool overflow = false;  // ... non-finite gradients
+    SpikeVerdict spike;
+    std::vector<Transition> transitions;  // of the precision policy, from the next step on
     /// Layers that met Inf or NaN while quantising, on any rank, in the order of the pass: the
     /// first is where it began, the others got it from there.
     std::vector<std::int64_t> forward_nonfinite, backward_nonfinite;
@@ -31,6 +34,7 @@ struct StepResult {
 /// over the world, before anything of the step is written: no moment ever sees Inf or NaN.
 /// comm: dp sum(valid tokens) | tp in model and loss | tp sum(q/k norm grads) | dp sum(grads), dp
 ///       sum(loss) | tp sum(grad_sq) | world max(skip, stop, save, layer flags)
+///       | dp sum(quantization loss), in sampled steps
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec);
 
 }  // namespace stoa

@@ -35,6 +35,7 @@ void sum_of_squares(TensorView out, ConstTensorView x);
 void adamw(const AdamwArgs& args);
 void quantize(const QuantizeArgs& args);
 void dequantize(const DequantizeArgs& args);
+void quantization_loss(const QuantizationLossArgs& args);
 void random_normal(const RandomNormalArgs& args);
 
 }  // namespace stoa::cpu

@@ -198,6 +198,34 @@ void dequantize_from(const DequantizeArgs& args, QuantBlocks kind) {
         });
 }
 
+/// One row's blocks of 1 x 128, each rounded and widened again.
+template <class T>
+void add_loss(double* sums, const T* x, std::int64_t cols) {
+    for (std::int64_t c = 0; c < cols; c += kB) {
+        const std::int64_t n = std::min(kB, cols - c);
+        std::int32_t a = 0;
+        for (std::int64_t i = 0; i < n; ++i)
+            a = std::max(a, magnitude(x[c + i]));
+        const float factor = factor_of(scale_byte<e4m3>(a));
+        alignas(64) double loss[kB], value[kB];
+        alignas(64) std::int32_t nonzero[kB], lost[kB];
+        for (std::int64_t i = 0; i < n; ++i) {
+            const float scaled = load(x[c + i]) * factor, kept = to_float(to_e4m3(scaled));
+            nonzero[i] = scaled != 0.0f;
+            lost[i] = scaled != 0.0f && kept == 0.0f;
+            const double inverse = 1.0 / static_cast<double>(factor);
+            value[i] = static_cast<double>(scaled) * inverse;
+            loss[i] = static_cast<double>(kept - scaled) * inverse;
+        }
+        for (std::int64_t i = 0; i < n; ++i) {
+            sums[0] += nonzero[i];
+            sums[1] += lost[i];
+            sums[2] += loss[i] * loss[i];
+            sums[3] += value[i] * value[i];
+        }
+    }
+}
+
 QuantBlocks kind_of(const ConstTensorView& codes, const ConstTensorView& scale) {
     return blocks_of({codes.rows(), codes.cols()}, {scale.rows(), scale.cols()});
 }
@@ -207,6 +235,21 @@ QuantBlocks kind_of(const ConstTensorView& codes, const ConstTensorView& scale) 
 void quantize(const QuantizeArgs& args) {
     const QuantBlocks kind = kind_of(args.codes, args.scale);
     args.codes.dtype == DType::e4m3 ? quantize_to<e4m3>(args, kind) : quantize_to<e5m2>(args, kind);
+}
+
+// Taken once in many steps: one thread and one order of the sums.
+void quantization_loss(const QuantizationLossArgs& args) {
+    const std::int64_t rows = args.x.rows(), cols = args.x.cols();
+    double* const sums = args.sums.as<double>().data();
+    dispatch_dtype(args.x.dtype, [&]<Element T>(T) {
+        if constexpr (!std::is_same_v<T, double>) {
+            const T* const x = args.x.as<T>().data();
+            vectorised([&] {
+                for (std::int64_t r = 0; r < rows; ++r)
+                    add_loss(sums, x + r * cols, cols);
+            });
+        }
+    });
 }
 
 void dequantize(const DequantizeArgs& args) {

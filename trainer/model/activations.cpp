@@ -168,6 +168,8 @@ Activations layout_activations(Placer& p, const RunConfig& config, const LocalDi
     a.loss_sum =
         p.place("loss_sum", {1}, DType::fp64, Lifetime::run);  // over a step's micro-batches
     a.nonfinite = p.place("nonfinite", {2, n_layers}, DType::int32, Lifetime::run);
+    a.quantization_loss =
+        p.place("quantization_loss", {2, n_layers, 4}, DType::fp64, Lifetime::run);
     for (TensorView* t : {&a.tokens, &a.targets, &a.positions, &a.key_begin, &a.key_end})
         *t = p.place("ids", {rows}, DType::int32, mb);
     return a;

@@ -16,6 +16,7 @@ struct BlockContext {
     const Exec& exec;
     std::int64_t layer = 0;
     TensorView nonfinite{};  // (1) int32: this layer and pass met Inf or NaN while quantising
+    TensorView loss{};       // (4) fp64: what e4m3 loses here in this pass; absent: no sample
 };
 
 /// One pre-norm decoder block [Qwen3]:

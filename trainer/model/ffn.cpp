@@ -86,11 +86,17 @@ void norm(const BlockContext& c, const BlockWeights& w, const Chunk& k, TensorVi
         {.y = y, .rstd = k.rstd2, .x = k.x_mid, .weight = w.post_norm, .eps = c.norm_eps}, c.exec);
 }
 
+// For the precision policy, in the steps that take a sample.
+void sample_loss(const BlockContext& c, ConstTensorView x) {
+    if (!c.loss.empty()) quantization_loss({.sums = c.loss, .x = x}, c.exec);
+}
+
 void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     const BlockScratch& t = c.acts.scratch;
     const TensorView h = head_rows(t.h, k.count);
     const Scaled h_row = head_rows(t.h_row, k.count), act_row = head_rows(t.act_row, k.count);
     norm(c, w, k, h);
+    sample_loss(c, h);
     quantize_to(c, h_row, h);
     quantize_to(c, k.h2, h);
     multiply({.c = k.wide_gate, .a = h_row, .b = w.gate, .transpose_b = true}, c.exec);
@@ -108,6 +114,7 @@ void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, b
 
 void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     norm(c, w, k, k.h2.data);
+    sample_loss(c, k.h2.data);
     multiply({.c = k.saved_gate.data, .a = k.h2, .b = w.gate, .transpose_b = true}, c.exec);
     multiply({.c = k.saved_up.data, .a = k.h2, .b = w.up, .transpose_b = true}, c.exec);
     swiglu_forward({.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data},
@@ -192,6 +199,7 @@ void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSave
 
 void ffn_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
                   const BlockSaved& s, TensorView d_y) {
+    sample_loss(c, d_y);
     for_chunks(c, s, [&](const Chunk& k) {
         backward_chunk(c, w, g, k, d_y.slice_rows(k.begin, k.count));
     });

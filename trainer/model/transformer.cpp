@@ -25,6 +25,15 @@ TensorView flag(const Activations& a, std::int64_t pass, std::size_t layer) {
     return a.nonfinite.reshaped({a.nonfinite.numel()}).slice_rows(at, 1);
 }
 
+// (4): acts in the forward pass, grads in the backward.
+TensorView loss_of(const TrainState& s, std::int64_t pass, std::size_t layer) {
+    const std::size_t n_layers = s.dims.ffn.size();
+    if (!s.sampling || !s.policy.layers[layer].adaptive) return {};
+    const auto at = pass * static_cast<std::int64_t>(n_layers) + static_cast<std::int64_t>(layer);
+    const TensorView& all = s.acts.quantization_loss;
+    return all.reshaped({all.numel() / 4, 4}).slice_rows(at, 1).reshaped({4});
+}
+
 void inject(const Injection& fault, std::int64_t layer, TensorView d_x) {
     if (fault.layer != layer) return;
     dispatch_dtype(d_x.dtype, [&]<Element T>(T) { d_x.as<T>()[0] = narrow_to<T>(fault.value); });
@@ -42,6 +51,7 @@ TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, c
         layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size);
     s.state_bytes = placer.bytes();
     s.loss_scale = initial_loss_scale(s.dims.formats.attention == DType::fp16);
+    s.policy = initial_policy(config);
     init_model_state(s.model, config, exec);
     return s;
 }
@@ -76,6 +86,7 @@ void model_forward(TrainState& s, const Communicator& tp, const Exec& exec) {
     for (std::size_t l = 0; l < w.blocks.size(); ++l) {
         context.layer = static_cast<std::int64_t>(l);
         context.nonfinite = flag(a, 0, l);
+        context.loss = loss_of(s, 0, l);
         block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
     }
     rms_norm_forward({.y = a.h_final,
@@ -104,11 +115,13 @@ void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
     for (std::size_t l = w.blocks.size(); l-- > 0;) {
         context.layer = static_cast<std::int64_t>(l);
         context.nonfinite = flag(a, 1, l);
+        context.loss = {};  // a recomputed forward has been sampled already
         inject(s.injection, context.layer, a.d_x);
         if (s.dims.recompute[l] == Recompute::full)
             block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
         if (s.dims.recompute[l] == Recompute::selective)
             block_recompute(context, w.blocks[l], a.saved[l], a.x[l]);
+        context.loss = loss_of(s, 1, l);
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
     }
     embedding_backward(

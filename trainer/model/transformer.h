@@ -6,6 +6,8 @@
 #include "trainer/loss_scale.h"
 #include "trainer/model/activations.h"
 #include "trainer/model/params.h"
+#include "trainer/precision_policy.h"
+#include "trainer/spike_guard.h"
 
 namespace stoa {
 
@@ -26,7 +28,10 @@ struct TrainState {
     std::int64_t optimizer_step = 0;  // updates done: Adam's bias correction
     std::int64_t skipped_in_a_row = 0;
     LossScale loss_scale;
-    Injection injection;  // fault tests only
+    PolicyState policy;
+    SpikeGuard guard;
+    bool sampling = false;  // this step measures what 8 bits lose, for the policy
+    Injection injection;    // fault tests only
 };
 
 /// Allocates the arena of plan_memory and places the state; parameters are initialised from the
