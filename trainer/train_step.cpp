@@ -82,7 +82,7 @@ std::int64_t origin_of(const StepResult& r) {
 
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec) {
     ModelState& model = s.model;
-    zero_grads(model, exec);
+    zero_added_grads(model, exec);
     const std::int64_t tokens =
         all_reduce_scalar(count_valid(in.micro_batches), ReduceOp::sum, mesh.dp);
     const double scale = s.loss_scale.value;
@@ -94,6 +94,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         load_micro_batch(s, in.micro_batches[i]);
         if (i == 0) zero(s.acts.quantization_loss, exec);
         zero(s.acts.nonfinite, exec);
+        s.first_micro_batch = i == 0;
         s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh.tp, exec);

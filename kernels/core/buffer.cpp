@@ -1,5 +1,7 @@
 #include "kernels/core/buffer.h"
 
+#include <sys/mman.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +18,19 @@ void count(std::int64_t bytes) {
     }
 }
 
+// Large buffers begin on a huge page and ask for them: the matrices of a step touch more pages than
+// the TLB holds. A kernel that has none to give uses small ones.
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
+
+std::byte* allocate(std::size_t size) {
+    if (size < 2 * kHugePage) return static_cast<std::byte*>(std::aligned_alloc(kAlignment, size));
+    const std::size_t whole = (size + kHugePage - 1) / kHugePage * kHugePage;
+    auto* const p = static_cast<std::byte*>(std::aligned_alloc(kHugePage, whole));
+    // Only whole pages: what lies behind the last stays as small as it is.
+    if (p != nullptr) madvise(p, size / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return p;
+}
+
 }  // namespace
 
 std::int64_t allocated_bytes() { return held.load(); }
@@ -23,7 +38,7 @@ std::int64_t peak_allocated_bytes() { return most.load(); }
 
 Buffer::Buffer(std::int64_t bytes) : bytes_(bytes) {
     const auto size = static_cast<std::size_t>(align_up(bytes > 0 ? bytes : 1));
-    auto* p = static_cast<std::byte*>(std::aligned_alloc(kAlignment, size));
+    std::byte* const p = allocate(size);
     if (p == nullptr)
         throw MemoryError(
             {.what = "out of memory",

@@ -53,18 +53,30 @@ struct Panel {
     std::int64_t stride = 0;
 };
 
-/// All row panels of packed a (m rows) against one panel of b: c columns [0, width).
-void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, const float* a,
+/// Rows of a over one block of k: packed, or where they lie, `ld` apart (0: packed).
+struct Rows {
+    const float* data = nullptr;
+    std::int64_t ld = 0;
+};
+
+/// All row panels of a (m rows) against one panel of b: c columns [0, width).
+void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, const Rows& a,
                     const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add) {
-    for (std::int64_t r = 0; r < m; r += micro.mr, a += micro.mr * k, c += micro.mr * ldc) {
+    for (std::int64_t r = 0; r < m; r += micro.mr, c += micro.mr * ldc) {
         const std::int64_t rows = std::min<std::int64_t>(micro.mr, m - r);
-        const MicroKernel kernel = micro.for_rows[rows - 1];
+        const auto kernel = [&](float* to, std::int64_t ld_to, bool add_to) {
+            if (a.ld != 0)
+                micro.in_place[rows - 1](k, a.data + r * a.ld, a.ld, b.data, b.stride, to, ld_to,
+                                         add_to);
+            else
+                micro.for_rows[rows - 1](k, a.data + r * k, b.data, b.stride, to, ld_to, add_to);
+        };
         if (width == micro.nr) {
-            kernel(k, a, b.data, b.stride, c, ldc, add);
+            kernel(c, ldc, add);
             continue;
         }
         float tile[kMaxMr * kMaxNr];
-        kernel(k, a, b.data, b.stride, tile, micro.nr, false);
+        kernel(tile, micro.nr, false);
         for (std::int64_t i = 0; i < rows; ++i)
             for (std::int64_t j = 0; j < width; ++j) {
                 const float x = tile[i * micro.nr + j];
@@ -157,11 +169,31 @@ void multiply_wide(const Block& s) {
             const std::int64_t j = begin * nr, n = std::min(nr, s.n - j);
             own_region(s, 0, s.m, j, n, [&](std::int64_t p, std::int64_t k, bool add) {
                 const float* const a = s.a + (p - s.p0) * s.panels_a() * s.micro.mr;
-                multiply_panel(s.micro, s.m, k, a, own_panel(s, begin, p, k), n, s.c + j, s.ldc,
+                multiply_panel(s.micro, s.m, k, {a}, own_panel(s, begin, p, k), n, s.c + j, s.ldc,
                                add);
             });
         }
     });
+}
+
+/// Whether rows of a are read in place: an fp32 a stored along k, unless its rows meet in few sets
+/// of L1, where they would drive out each other and the panel of b.
+bool reads_rows_in_place(const Block& s) {
+    constexpr std::int64_t kSetSpan = 4096 / 2;  // bytes after which every second set comes again
+    const Operand& a = s.g.a;
+    return s.micro.in_place[0] != nullptr && a.dtype == DType::fp32 && !a.transpose &&
+           a.ld * 4 % kSetSpan != 0;
+}
+/// Rows [i, i + m) over the steps of p: in place, or packed into the thread's own memory.
+Rows own_rows(const Block& s, std::int64_t i, std::int64_t m, std::int64_t p, std::int64_t k) {
+    const Operand& a = s.g.a;
+    if (reads_rows_in_place(s))
+        return {reinterpret_cast<const float*>(a.data) + (s.i0 + i) * a.ld + p, a.ld};
+    struct OwnRows;
+    float* const packed =
+        scratch<OwnRows, float>(ceil_div(m, s.micro.mr) * s.micro.mr * kGemmBlockK);
+    pack_panels(packed, s.micro.mr, k, a, !a.transpose, s.i0 + i, m, p, k);
+    return {packed};
 }
 
 /// The threads divide the rows; all columns of b are packed.
@@ -172,13 +204,11 @@ void multiply_tall(const Block& s) {
     const std::int64_t chunks = threads * ceil_div(share * mr, kChunkRows);
     const std::int64_t rows = ceil_div(s.panels_a(), chunks) * mr;
     pack_shared(s, s.b, nr, s.g.b, s.g.b.transpose, s.j0, s.n);
-    struct OwnRows;
     parallel_for(ceil_div(s.m, rows), 1, [&](auto begin, auto end) {
-        float* const a = scratch<OwnRows, float>(rows * kGemmBlockK);
         for (; begin < end; ++begin) {
             const std::int64_t i = begin * rows, m = std::min(rows, s.m - i);
             own_region(s, i, m, 0, s.n, [&](std::int64_t p, std::int64_t k, bool add) {
-                pack_panels(a, mr, k, s.g.a, !s.g.a.transpose, s.i0 + i, m, p, k);
+                const Rows a = own_rows(s, i, m, p, k);
                 const float* const b = s.b + (p - s.p0) * s.panels_b() * nr;
                 for (std::int64_t j = 0; j < s.n; j += nr)
                     multiply_panel(s.micro, m, k, a, {b + j * k, nr}, std::min(nr, s.n - j),

@@ -34,28 +34,29 @@ void micro_portable(std::int64_t k, const float* a, const float* b, std::int64_t
 
 template <std::size_t... I>
 MicroKernels portable_kernels(std::index_sequence<I...>) {
-    return {kPortableMr, kPortableNr, {micro_portable<int{I} + 1>...}};
+    return {kPortableMr, kPortableNr, {micro_portable<int{I} + 1>...}, {}};
 }
 
 #if defined(__x86_64__)
 // 12 x 32 in 24 accumulators; 2 registers hold b, a is broadcast from memory.
 constexpr int kAvx512Mr = 12, kAvx512Nr = 32;
 
-template <int Rows>
-[[STOA_TARGET_AVX512]] void micro_avx512(std::int64_t k, const float* a, const float* b,
-                                         std::int64_t b_stride, float* c, std::int64_t ldc,
-                                         bool add) {
+// a is packed, or its rows are read where they lie, `lda` apart.
+template <int Rows, bool Packed>
+[[STOA_TARGET_AVX512]] inline void sums_avx512(std::int64_t k, const float* a, std::int64_t lda,
+                                               const float* b, std::int64_t b_stride, float* c,
+                                               std::int64_t ldc, bool add) {
     __m512 acc[Rows][2];
     prefetch_tile<Rows, 2>(c, ldc);
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r)
         acc[r][0] = acc[r][1] = _mm512_setzero_ps();
 #pragma GCC unroll 2
-    for (std::int64_t p = 0; p < k; ++p, a += kAvx512Mr, b += b_stride) {
+    for (std::int64_t p = 0; p < k; ++p, a += Packed ? kAvx512Mr : 1, b += b_stride) {
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
 #pragma GCC unroll 12
         for (int r = 0; r < Rows; ++r) {
-            const __m512 x = _mm512_set1_ps(a[r]);
+            const __m512 x = _mm512_set1_ps(Packed ? a[r] : a[r * lda]);
             acc[r][0] = _mm512_fmadd_ps(x, b0, acc[r][0]);
             acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
         }
@@ -69,6 +70,19 @@ template <int Rows>
         _mm512_storeu_ps(c, acc[r][0]);
         _mm512_storeu_ps(c + 16, acc[r][1]);
     }
+}
+
+template <int Rows>
+[[STOA_TARGET_AVX512]] void micro_avx512(std::int64_t k, const float* a, const float* b,
+                                         std::int64_t b_stride, float* c, std::int64_t ldc,
+                                         bool add) {
+    sums_avx512<Rows, true>(k, a, 0, b, b_stride, c, ldc, add);
+}
+template <int Rows>
+[[STOA_TARGET_AVX512]] void micro_rows_avx512(std::int64_t k, const float* a, std::int64_t lda,
+                                              const float* b, std::int64_t b_stride, float* c,
+                                              std::int64_t ldc, bool add) {
+    sums_avx512<Rows, false>(k, a, lda, b, b_stride, c, ldc, add);
 }
 
 // 6 x 16 in 12 of the 16 registers.
@@ -104,11 +118,12 @@ template <int Rows>
 
 template <std::size_t... I>
 MicroKernels avx512_kernels(std::index_sequence<I...>) {
-    return {kAvx512Mr, kAvx512Nr, {micro_avx512<int{I} + 1>...}};
+    return {
+        kAvx512Mr, kAvx512Nr, {micro_avx512<int{I} + 1>...}, {micro_rows_avx512<int{I} + 1>...}};
 }
 template <std::size_t... I>
 MicroKernels avx2_kernels(std::index_sequence<I...>) {
-    return {kAvx2Mr, kAvx2Nr, {micro_avx2<int{I} + 1>...}};
+    return {kAvx2Mr, kAvx2Nr, {micro_avx2<int{I} + 1>...}, {}};
 }
 #endif
 

@@ -10,6 +10,11 @@ namespace stoa::cpu {
 using MicroKernel = void (*)(std::int64_t k, const float* a, const float* b, std::int64_t b_stride,
                              float* c, std::int64_t ldc, bool add);
 
+/// The same with a where it lies: rows of steps, lda apart.
+using MicroKernelInPlace = void (*)(std::int64_t k, const float* a, std::int64_t lda,
+                                    const float* b, std::int64_t b_stride, float* c,
+                                    std::int64_t ldc, bool add);
+
 constexpr int kMaxMr = 12;
 constexpr int kMaxNr = 32;
 
@@ -17,6 +22,7 @@ constexpr int kMaxNr = 32;
 struct MicroKernels {
     int mr = 0, nr = 0;
     MicroKernel for_rows[kMaxMr] = {};
+    MicroKernelInPlace in_place[kMaxMr] = {};  // null where a set has none: packing pays there
 };
 const MicroKernels& micro_kernels(Isa isa);
 

@@ -19,11 +19,11 @@ void linear(TensorView y, ConstTensorView x, ConstTensorView w, const Exec& exec
     matmul({.c = y, .a = x, .b = w, .transpose_b = true}, exec);
 }
 
-// d_x (+)= d_y w,  d_w += d_y^T x
-void linear_backward(TensorView d_x, bool accumulate, TensorView d_w, ConstTensorView d_y,
-                     ConstTensorView x, ConstTensorView w, const Exec& exec) {
-    matmul({.c = d_w, .a = d_y, .b = x, .transpose_a = true, .accumulate = true}, exec);
-    matmul({.c = d_x, .a = d_y, .b = w, .accumulate = accumulate}, exec);
+// d_x (+)= d_y w,  d_w (+)= d_y^T x
+void linear_backward(const BlockContext& c, TensorView d_x, bool accumulate, TensorView d_w,
+                     ConstTensorView d_y, ConstTensorView x, ConstTensorView w) {
+    matmul({.c = d_w, .a = d_y, .b = x, .transpose_a = true, .accumulate = c.add_grads}, c.exec);
+    matmul({.c = d_x, .a = d_y, .b = w, .accumulate = accumulate}, c.exec);
 }
 
 // (rows, heads * head_dim) as (rows, heads, head_dim) and as (rows * heads, head_dim).
@@ -144,7 +144,7 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
                       c.exec);
 
     // Attention: x_mid = x_in + out(attn). d_x is now d_x_mid.
-    linear_backward(t.d_attn, false, g.out, d_x, s.attn, w.out, c.exec);
+    linear_backward(c, t.d_attn, false, g.out, d_x, s.attn, w.out);
     attention_backward({.d_q = by_batch(t.d_q, c.acts, hd),
                         .d_k = by_batch(t.d_k, c.acts, hd),
                         .d_v = by_batch(t.d_v, c.acts, hd),
@@ -186,9 +186,9 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
                        .weight = w.k_norm,
                        .rstd = s.rstd_k},
                       c.exec);
-    linear_backward(t.stream, false, g.q, t.d_q, s.h1, w.q, c.exec);
-    linear_backward(t.stream, true, g.k, t.d_k, s.h1, w.k, c.exec);
-    linear_backward(t.stream, true, g.v, t.d_v, s.h1, w.v, c.exec);
+    linear_backward(c, t.stream, false, g.q, t.d_q, s.h1, w.q);
+    linear_backward(c, t.stream, true, g.k, t.d_k, s.h1, w.k);
+    linear_backward(c, t.stream, true, g.v, t.d_v, s.h1, w.v);
     all_reduce(t.stream, ReduceOp::sum, c.tp, c.exec.stream);  // tp: d_h1, each rank saw its heads
     rms_norm_backward({.d_x = d_x,
                        .d_weight = g.input_norm,

@@ -14,6 +14,7 @@ struct BlockContext {
     const Activations& acts;  // scratch, positions, key ranges
     const Communicator& tp;
     const Exec& exec;
+    bool add_grads = true;  // to the matrices' gradients; else they are overwritten
     std::int64_t layer = 0;
     TensorView nonfinite{};  // (1) int32: this layer and pass met Inf or NaN while quantising
     TensorView loss{};       // (4) fp64: what e4m3 loses here in this pass; absent: no sample

@@ -142,8 +142,9 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
     const bool fp8 = is_fp8(k.saved_gate);
     const GradOperand dy = grad_operand(c, k, fp8, d_y, t.d_y_row, t.d_y_col);
     const TensorView d_act = k.wide_act, d_gate = k.wide_gate, d_up = k.wide_up;
+    const bool add = c.add_grads || k.begin > 0;
     multiply(
-        {.c = g.down.data, .a = dy.col, .b = k.saved_act, .transpose_a = true, .accumulate = true},
+        {.c = g.down.data, .a = dy.col, .b = k.saved_act, .transpose_a = true, .accumulate = add},
         c.exec);
     multiply({.c = d_act, .a = dy.row, .b = w.down}, c.exec);
 
@@ -157,9 +158,9 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
 
     const GradOperand dg = grad_operand(c, k, fp8, d_gate, t.d_gate_row, t.d_gate_col);
     const GradOperand du = grad_operand(c, k, fp8, d_up, t.d_up_row, t.d_up_col);
-    multiply({.c = g.gate.data, .a = dg.col, .b = k.h2, .transpose_a = true, .accumulate = true},
+    multiply({.c = g.gate.data, .a = dg.col, .b = k.h2, .transpose_a = true, .accumulate = add},
              c.exec);
-    multiply({.c = g.up.data, .a = du.col, .b = k.h2, .transpose_a = true, .accumulate = true},
+    multiply({.c = g.up.data, .a = du.col, .b = k.h2, .transpose_a = true, .accumulate = add},
              c.exec);
     multiply({.c = k.stream, .a = dg.row, .b = w.gate}, c.exec);
     multiply({.c = k.stream, .a = du.row, .b = w.up, .accumulate = true}, c.exec);

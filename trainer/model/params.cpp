@@ -228,6 +228,11 @@ void zero_grads(ModelState& state, const Exec& exec) {
     zero(state.matrix_grads, exec);
 }
 
+void zero_added_grads(ModelState& state, const Exec& exec) {
+    zero(state.norm_grads, exec);
+    if (state.grads.embed.data != state.grads.lm_head.data) zero(state.grads.embed, exec);
+}
+
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec) {
     if (p.work.data.data == p.master.data) return;
     const ConstTensorView master = p.master.slice_rows(begin, count);

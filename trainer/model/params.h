@@ -95,6 +95,9 @@ void refresh_work(ModelState& state, const Exec& exec);
 /// The same for rows [begin, begin + count) of one parameter; begin is a multiple of 128.
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec);
 void zero_grads(ModelState& state, const Exec& exec);
+/// Only what a first micro-batch adds to instead of overwriting: norm gains, and the embedding
+/// where it is not the output matrix, too.
+void zero_added_grads(ModelState& state, const Exec& exec);
 
 /// Masters and moments as named shards, for the checkpoint rooms.
 std::vector<TensorShard> checkpoint_shards(const ModelState& state);

@@ -17,7 +17,8 @@ BlockContext block_context(const TrainState& s, const Communicator& tp, const Ex
             .norm_eps = s.config.model.norm_eps,
             .acts = s.acts,
             .tp = tp,
-            .exec = exec};
+            .exec = exec,
+            .add_grads = !s.first_micro_batch};
 }
 
 TensorView flag(const Activations& a, std::int64_t pass, std::size_t layer) {
