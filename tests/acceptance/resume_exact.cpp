@@ -55,6 +55,15 @@ int main(int argc, char** argv) {
         kills.push_back({2, i % 2 == 0 ? "parallel.tp=1" : "parallel.tp=2",
                          draws.between(1, 2 * kStageSteps - 1), 5});
     if (!quick) kills.push_back({1, "parallel.tp=1", kStageSteps, 4});
+    // State below fp32: stochastic rounding, the loss scale and the policies go on where they were.
+    const std::string narrow =
+        " model.d_model=128 model.n_heads=4 model.n_kv_heads=4 model.head_dim=32 model.d_ff=256"
+        " precision.edge_blocks=0 precision.recipe=";
+    kills.push_back({2, "parallel.tp=1" + narrow + "r50", 12, 5});
+    if (!quick) {
+        kills.push_back({2, "parallel.tp=2" + narrow + "r30", 17, 5});
+        kills.push_back({2, "parallel.tp=1" + narrow + "r45", 8, 3});
+    }
 
     std::map<std::string, std::map<std::string, std::string>> undisturbed;
     int different = 0, not_killed = 0;
