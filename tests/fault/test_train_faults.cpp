@@ -177,6 +177,20 @@ TEST_CASE("a configuration that does not continue the run is refused by its key"
     check_one_error(train("other", "--fresh", 1), 2, {"--fresh"});
 }
 
+TEST_CASE("a loss that keeps spiking returns to the checkpoint, three times, then ends the run",
+          "[fault]") {
+    // So low a limit calls most steps spikes, once there is a history to judge by.
+    const Outcome o = train("spikes",
+                            "optimizer.spike_z=0.01 stages.0.tokens=100000 "
+                            "'checkpoint.every=34 steps'");
+    INFO(o.output);
+    check_one_error(o, 7, {"keeps spiking", "optimizer.spike_z"});
+    const std::string events = read_text(run_dir("spikes") + "/events.jsonl");
+    CHECK(count(events, "\"event\":\"rewind\"") == 3);
+    CHECK(count(events, "\"weights_of_step\":\"34\"") == 3);
+    CHECK(count(events, "standard deviations above the recent ones") >= 9 - 2);
+}
+
 TEST_CASE("a full disk stops all ranks with the last good checkpoint intact", "[fault]") {
     const TempDir mount_point;
     if (::mount("tmpfs", mount_point.path.c_str(), "tmpfs", 0, "size=3m") != 0) {
