@@ -64,6 +64,12 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
     if (t.device.is_cuda())
         throw DeviceError({.what = "all_reduce of GPU memory", .expected = "a build with NCCL"});
     const CommTimer timer;
+    constexpr std::int64_t kMessageBytes = 1 << 14;  // up to here the ranks' meeting is the cost
+    if (SharedSum* const shared = comm.shared_sum();
+        shared != nullptr && op == ReduceOp::sum && t.bytes() > kMessageBytes) {
+        if (t.dtype == DType::fp32) return shared->sum(t.as<float>().data(), t.numel());
+        if (t.dtype == DType::bf16) return shared->sum(t.as<bf16>().data(), t.numel());
+    }
     mpi_all_reduce(t.data, t.numel(), t.dtype, op, comm);
 }
 

@@ -12,8 +12,10 @@ namespace stoa {
 enum class ReduceOp { sum, max, min };
 
 /// t = reduction of t over the ranks of `comm`, the same bits on every rank.
-/// dtype: fp32 | fp64 | bf16 (each addition in fp32, rounded) | int32
-/// comm:  one all-reduce over `comm`     errors: CollectiveError
+/// dtype: fp32 | fp64 | bf16 | int32. bf16 is added in fp32; rounded once where the ranks share
+///        memory, else after each addition
+/// comm:  large sums of ranks on one machine: shared_sum.h; else one MPI all-reduce over `comm`
+/// errors: CollectiveError
 void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream);
 
 double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm);

@@ -34,6 +34,8 @@ Mesh make_mesh(std::int64_t dp, std::int64_t tp) {
     mesh.world = split(MPI_COMM_WORLD, 0, rank, "world");
     mesh.tp = split(MPI_COMM_WORLD, rank / tp_size, rank, "tp");
     mesh.dp = split(MPI_COMM_WORLD, rank % tp_size, rank, "dp");
+    mesh.tp.share_memory();
+    mesh.dp.share_memory();
     return mesh;
 }
 

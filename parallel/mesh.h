@@ -12,7 +12,8 @@ struct Mesh {
     int tp_size() const { return tp.size(); }
 };
 
-/// comm: three MPI_Comm_split over the world     errors: ConfigError when world != dp x tp
+/// comm: three MPI_Comm_split over the world, and the shared memory of dp and tp     errors:
+/// ConfigError when world != dp x tp
 Mesh make_mesh(std::int64_t dp, std::int64_t tp);
 /// Closes the three communicators; all ranks reach it.
 void close_mesh(Mesh& mesh);

@@ -1,11 +1,15 @@
 #include <mpi.h>
+#include <unistd.h>
 
-#include "tests/support/catch.h"
+#include <bit>
+#include <cmath>
 
 #include "kernels/core/buffer.h"
+#include "kernels/core/philox.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/mesh.h"
+#include "tests/support/catch.h"
 
 using namespace stoa;
 
@@ -47,6 +51,46 @@ TEST_CASE("all_reduce sums, takes maxima and minima in every dtype", "[multirank
     for (const std::int32_t x : d.as<std::int32_t>())
         right = right && x == 0;
     CHECK(right);
+    close_mesh(mesh);
+}
+
+TEST_CASE("sums through shared memory are the sums of messages", "[multirank]") {
+    Mesh mesh = world_mesh();
+    REQUIRE(mesh.dp.shared_sum() != nullptr);     // the tests run on one machine
+    REQUIRE(mesh.world.shared_sum() == nullptr);  // messages
+    // Around the smallest sum that is shared, a slice, a chunk, two chunks.
+    const std::int64_t n = GENERATE(4097, 8193, 65535, 65536, 65537, 131072, 300001);
+    Tensor wide({n}, DType::fp32), narrow({n}, DType::bf16), exact({n}, DType::fp64);
+    const auto fill = [&](int call) {
+        for (std::int64_t i = 0; i < n; ++i) {
+            const auto r = philox(7, static_cast<std::uint64_t>(i),
+                                  static_cast<std::uint64_t>(100 * call + mesh.world.rank()));
+            const float x = static_cast<float>(r[0]) * 0x1p-31f - 1.0f;
+            wide.as<float>()[static_cast<std::size_t>(i)] = x;
+            narrow.as<bf16>()[static_cast<std::size_t>(i)] = to_bf16(x);
+            exact.as<double>()[static_cast<std::size_t>(i)] = static_cast<double>(x);
+        }
+    };
+    for (int call = 0; call < 5; ++call) {  // one call's values never reach the next
+        fill(call);
+        // Ranks come late in turn: nobody may read before the values are there.
+        if (mesh.world.rank() == call % mesh.world.size()) usleep(2000);
+        all_reduce(wide, ReduceOp::sum, mesh.dp, {});
+        all_reduce(narrow, ReduceOp::sum, mesh.dp, {});
+        all_reduce(exact, ReduceOp::sum, mesh.world, {});
+        std::int64_t wrong = 0;
+        std::uint32_t bits = 0;
+        for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
+            const double want = exact.as<double>()[i];
+            const float got = wide.as<float>()[i], rounded = to_float(narrow.as<bf16>()[i]);
+            wrong += std::abs(got - want) > 1e-6 || std::abs(rounded - want) > 0.02;
+            bits = bits * 31 + std::bit_cast<std::uint32_t>(got) * 7 +
+                   std::bit_cast<std::uint32_t>(rounded);
+        }
+        CHECK(wrong == 0);
+        CHECK(all_reduce_scalar(std::int64_t{bits}, ReduceOp::min, mesh.world) ==
+              all_reduce_scalar(std::int64_t{bits}, ReduceOp::max, mesh.world));
+    }
     close_mesh(mesh);
 }
 
