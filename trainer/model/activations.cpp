@@ -84,8 +84,9 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
                    .d_v = place("d_v", rows, d.kv_cols(), f.attention)};
     const auto uses = [&](DType t) { return std::ranges::find(d.ffn, t) != d.ffn.end(); };
     const bool fp8 = uses(DType::e4m3);
-    // Without 8-bit layers the forward writes its operands in place, and gradients are 16-bit.
-    const DType between = fp8 ? f.wide : f.ffn;
+    // Without 8-bit layers the forward writes its operands in place, and gradients are 16-bit. The
+    // layers decide, not the recipe: all of them may be edge blocks.
+    const DType between = fp8 ? f.wide : d.ffn.front();
     s.gate = place("gate", chunk, d.d_ff, between);
     s.up = place("up", chunk, d.d_ff, between);
     s.act = place("act", chunk, d.d_ff, between);
