@@ -26,7 +26,7 @@ namespace {
 
 constexpr std::int64_t kStageSteps = 20;
 const std::string kModel =
-    " model.d_model=128 model.n_layers=3 model.n_heads=4 model.n_kv_heads=4 model.head_dim=32"
+    " model.d_model=128 model.n_layers=3 model.n_heads=4 model.n_kv_heads=4 model.head_dim=64"
     " model.d_ff=256 precision.edge_blocks=0 optimizer.max_skips=12";
 
 bool is_finite(const TensorView& t) {

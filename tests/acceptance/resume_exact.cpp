@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
     if (!quick) kills.push_back({1, "parallel.tp=1", kStageSteps, 4});
     // State below fp32: stochastic rounding, the loss scale and the policies go on where they were.
     const std::string narrow =
-        " model.d_model=128 model.n_heads=4 model.n_kv_heads=4 model.head_dim=32 model.d_ff=256"
+        " model.d_model=128 model.n_heads=4 model.n_kv_heads=4 model.head_dim=64 model.d_ff=256"
         " precision.edge_blocks=0 precision.recipe=";
     kills.push_back({2, "parallel.tp=1" + narrow + "r50", 12, 5});
     if (!quick) {
