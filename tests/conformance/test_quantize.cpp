@@ -339,3 +339,43 @@ TEST_CASE("quantize refuses what does not fit") {
         DeviceError);
     CHECK_THROWS_AS(dequantize({.y = small, .codes = codes, .scale = scale}, {}), ShapeError);
 }
+
+TEST_CASE("quantization_loss counts what the quantiser loses, and adds it to its sums") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp16);
+    const Shape shape = GENERATE(Shape{1, 1}, Shape{3, 128}, Shape{5, 300});
+    const Tensor wide = wide_tensor(shape, 4);
+    for (float& value : wide.as<float>())
+        value *= 0x1p-18f;  // within fp16
+    Tensor x = cast_to(wide, dtype);
+    dispatch_dtype(dtype, [&]<Element T>(T) { x.as<T>()[0] = T{}; });  // a zero loses nothing
+    const std::vector<float> v = values_of(x);
+    const std::vector<double> kept = dequantised(quantised(x, DType::e4m3, QuantBlocks::row));
+    double expected[4] = {1.0, 2.0, 3.0, 4.0};  // as it was
+    for (std::size_t i = 0; i < v.size(); ++i) {
+        const double value = static_cast<double>(v[i]), loss = kept[i] - value;
+        expected[0] += value != 0.0;
+        expected[1] += value != 0.0 && kept[i] == 0.0;
+        expected[2] += loss * loss;
+        expected[3] += value * value;
+    }
+    if (shape.rank == 2 && shape[0] > 1) REQUIRE(expected[1] > 2.0);  // some did become 0
+    for (const cpu::Isa isa : available_isas()) {
+        const IsaScope scope(isa);
+        const Tensor sums({4}, DType::fp64);
+        std::ranges::copy(std::vector<double>{1.0, 2.0, 3.0, 4.0}, sums.as<double>().begin());
+        quantization_loss({.sums = sums, .x = x}, {});
+        CAPTURE(dtype_name(dtype), shape.str(), static_cast<int>(isa));
+        CHECK(sums.as<double>()[0] == expected[0]);
+        CHECK(sums.as<double>()[1] == expected[1]);
+        CHECK(std::abs(sums.as<double>()[2] - expected[2]) <= 1e-9 * expected[2]);
+        CHECK(std::abs(sums.as<double>()[3] - expected[3]) <= 1e-9 * expected[3]);
+    }
+}
+
+TEST_CASE("quantization_loss refuses what does not fit") {
+    const Tensor x({2, 128}, DType::fp32), codes({2, 128}, DType::e4m3);
+    const Tensor sums({4}, DType::fp64), three({3}, DType::fp64), narrow({4}, DType::fp32);
+    CHECK_THROWS_AS(quantization_loss({.sums = three, .x = x}, {}), ShapeError);
+    CHECK_THROWS_AS(quantization_loss({.sums = narrow, .x = x}, {}), ShapeError);
+    CHECK_THROWS_AS(quantization_loss({.sums = sums, .x = codes}, {}), ShapeError);
+}
