@@ -53,15 +53,19 @@ bool wants_demotion(const LayerPolicy& layer, std::int64_t step, const PolicyLim
 
 }  // namespace
 
-PolicyState initial_policy(const RunConfig& config) {
+PolicyState initial_policy(const RunConfig& config, int capability) {
     PolicyState state;
+    const bool no_fp8 = capability > 0 && capability < 89;
+    const bool bf16_attention = no_fp8 || capability >= 100;
     const Formats formats = formats_of(config.precision);
     for (std::int64_t l = 0; l < config.model.n_layers; ++l) {
         LayerPolicy layer;
         layer.adaptive = config.precision.adaptive && ffn_format(formats, config, l) == DType::e4m3;
+        if (no_fp8 && layer.adaptive) layer = {.wide = true};  // and never put back
         state.layers.push_back(layer);
     }
-    state.wide_attention = !config.precision.adaptive || formats.attention != DType::fp16;
+    state.wide_attention =
+        bf16_attention || !config.precision.adaptive || formats.attention != DType::fp16;
     return state;
 }
 

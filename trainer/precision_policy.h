@@ -77,7 +77,10 @@ struct PolicyLimits {
 /// Steps between two samples.
 constexpr std::int64_t kSampleEvery = 50;
 
-PolicyState initial_policy(const RunConfig& config);
+/// Where the layers begin on this hardware. `capability` of the GPUs, 90 for sm_90; 0: the CPU,
+/// which stores every format and computes in fp32. Below sm_89 nothing multiplies 8 bits: all
+/// layers stay in 16. Attention is BF16 there and from sm_100 on, where FP16 gains nothing.
+PolicyState initial_policy(const RunConfig& config, int capability = 0);
 
 /// Called once for every step, in order; returns what changes from the next step on, already
 /// applied.

@@ -47,6 +47,29 @@ TEST_CASE("the policy begins where the recipe is, and only 8-bit layers may chan
     CHECK(initial_policy(fixed).wide_attention);
 }
 
+TEST_CASE("the hardware decides where the policy begins") {
+    RunConfig c = config_of(Recipe::r30);
+    const auto level = [&](int capability) { return initial_policy(c, capability); };
+    for (const int fp8 : {0, 89, 90, 100}) {
+        CHECK(level(fp8).layers[1].adaptive);
+        CHECK_FALSE(level(fp8).layers[1].wide);
+        CHECK(level(fp8).wide_attention == (fp8 == 100));
+    }
+    PolicyState s = level(80);
+    CHECK(s.wide_attention);
+    for (const std::size_t l : {1u, 2u}) {
+        CHECK(s.layers[l].wide);
+        CHECK_FALSE(s.layers[l].adaptive);
+    }
+    CHECK_FALSE(s.layers[0].wide);  // an edge block is in 16 bits by its recipe
+    for (int step = 1; step <= 20000; step += 50)
+        CHECK(decide(s, sampled(step, s, 1, clean_sample())).empty());
+    set_levels(c, s);
+    const Formats f = formats_of(c.precision);
+    CHECK(f.attention == DType::bf16);
+    CHECK(ffn_format(f, c, 1) == DType::bf16);
+}
+
 TEST_CASE("ten overflows in a row promote the layer where they began, nine do not") {
     PolicyState s = initial_policy(config_of(Recipe::r30));
     for (int i = 1; i <= 9; ++i)
