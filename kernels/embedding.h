@@ -1,5 +1,6 @@
 #pragma once
 #include "kernels/core/exec.h"
+#include "kernels/core/rounding.h"
 
 namespace stoa {
 
@@ -15,11 +16,12 @@ struct EmbeddingArgs {
 void embedding_forward(const EmbeddingArgs& args, const Exec& exec);
 
 /// d_table[tokens[r] - vocab_begin] += d_y[r], rows in ascending order.
-/// dtype: d_table Wide or bf16 (each sum to nearest); d_y fp32 | bf16 | fp16 | fp64
+/// dtype: d_table Wide or bf16 (each sum rounded, row r as call + r); d_y fp32 | bf16 | fp16 | fp64
 struct EmbeddingBackwardArgs {
     TensorView d_table;
     ConstTensorView d_y, tokens;
     std::int64_t vocab_begin = 0;
+    StochasticRounding rounding;  // of a bf16 d_table
 };
 void embedding_backward(const EmbeddingBackwardArgs& args, const Exec& exec);
 

@@ -1,5 +1,6 @@
 #pragma once
 #include "kernels/core/exec.h"
+#include "kernels/core/rounding.h"
 
 namespace stoa {
 
@@ -18,6 +19,7 @@ struct MatmulArgs {
     bool transpose_a = false, transpose_b = false;
     bool accumulate = false;
     ConstTensorView a_scale, b_scale;
+    StochasticRounding rounding;  // of a bf16 c that is added to; else to nearest
 };
 void matmul(const MatmulArgs& args, const Exec& exec);
 

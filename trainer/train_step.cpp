@@ -95,6 +95,8 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         if (i == 0) zero(s.acts.quantization_loss, exec);
         zero(s.acts.nonfinite, exec);
         s.first_micro_batch = i == 0;
+        s.grad_pass = {static_cast<std::uint64_t>(s.config.run.seed), in.step,
+                       static_cast<std::int64_t>(i), mesh.dp_rank()};
         s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh.tp, exec);

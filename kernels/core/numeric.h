@@ -119,6 +119,11 @@ STOA_HD inline float add_random_bits(float x, std::uint32_t random, int keep) {
     return bits_float((u & 0x7f800000u) == 0x7f800000u ? u : u + (random >> keep));
 }
 
+/// The same to bf16 with the low 16 bits of `random`.
+STOA_HD inline bf16 to_bf16_stochastic(float x, std::uint32_t random) {
+    return truncate_to_bf16(add_random_bits(x, random << 16, 16));
+}
+
 /// Types that ops read and write one by one; the 8-bit ones come in blocks with a scale each and
 /// are read through kernels/quantize.h and matmul.
 template <class T>
@@ -179,7 +184,7 @@ constexpr int kDTypes = 9;
 constexpr DType wide_dtype(DType t) { return t == DType::fp64 ? DType::fp64 : DType::fp32; }
 constexpr const char* dtype_name(DType t) {
     constexpr const char* names[kDTypes] = {"fp32", "bf16", "fp64", "int32", "fp16",
-                                     "e4m3", "e5m2", "e8m0", "fp24"};
+                                            "e4m3", "e5m2", "e8m0", "fp24"};
     return names[static_cast<int>(t)];
 }
 

@@ -26,6 +26,20 @@ void embedding_forward(const EmbeddingArgs& args) {
 
 namespace {
 
+template <Element T>
+void add_row_at_random(const EmbeddingBackwardArgs& args, std::int64_t r, std::int64_t row,
+                       const T* in, bf16* out, std::int64_t begin, std::int64_t end) {
+    StochasticRounding rounding = args.rounding;
+    rounding.call += static_cast<std::uint64_t>(r);
+    std::uint32_t random[kRandomRun];
+    for (std::int64_t c = begin; c < end; c += kRandomRun) {
+        const std::int64_t n = std::min(kRandomRun, end - c);
+        random_halves(random, rounding, rounding.element(row, c), n);
+        for (std::int64_t i = 0; i < n; ++i)
+            out[c + i] = to_bf16_stochastic(widen(out[c + i]) + widen(in[c + i]), random[i]);
+    }
+}
+
 /// Tokens repeat, so the threads divide the columns: each adds the rows in their order.
 template <Element T, Element G>
 void add_rows(const EmbeddingBackwardArgs& args) {
@@ -41,6 +55,13 @@ void add_rows(const EmbeddingBackwardArgs& args) {
                 if (row < 0 || row >= vocab_local) continue;
                 const T* const in = d_y + static_cast<std::int64_t>(r) * d;
                 G* const out = d_table + row * d;
+                if constexpr (std::is_same_v<G, bf16>) {
+                    if (args.rounding.enabled()) {
+                        add_row_at_random(args, static_cast<std::int64_t>(r), row, in, out, begin,
+                                          end);
+                        continue;
+                    }
+                }
                 for (std::int64_t c = begin; c < end; ++c)
                     out[c] = narrow_to<G>(widen(out[c]) + widen(in[c]));
             }

@@ -108,6 +108,30 @@ void store_narrow(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j
     });
 }
 
+/// The same into a bf16 c that is added to: up or down at random.
+void store_at_random(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j,
+                     std::int64_t n) {
+    const Result& c = s.g.c;
+    bf16* const to = reinterpret_cast<bf16*>(c.data) + (s.i0 + i) * c.ld + s.j0 + j;
+    vectorised([&] {
+        std::uint32_t random[kRandomRun];
+        for (std::int64_t r = 0; r < m; ++r)
+            for (std::int64_t begin = 0; begin < n; begin += kRandomRun) {
+                const std::int64_t run = std::min(kRandomRun, n - begin);
+                const float* const from = s.c + (i + r) * s.ldc + j + begin;
+                random_halves(random, s.g.rounding,
+                              s.g.rounding.element(s.i0 + i + r, s.j0 + j + begin), run);
+                for (std::int64_t e = 0; e < run; ++e)
+                    to[r * c.ld + begin + e] = to_bf16_stochastic(from[e], random[e]);
+            }
+    });
+}
+void store_rounded(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, std::int64_t n) {
+    if (s.g.c.dtype == DType::fp16) return store_narrow<fp16>(s, i, m, j, n);
+    if (s.g.accumulate && s.g.rounding.enabled()) return store_at_random(s, i, m, j, n);
+    store_narrow<bf16>(s, i, m, j, n);
+}
+
 /// Runs `multiply` on the region of c that this thread owns, between its load and its store.
 template <class Multiply>
 void own_region(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, std::int64_t n,
@@ -117,9 +141,7 @@ void own_region(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, 
                                    : load_narrow<fp16>(s, i, m, j, n);
     for (std::int64_t p = s.p0; p < s.p0 + s.k; p += kGemmBlockK)
         multiply(p, s.steps(p), s.g.accumulate || p > 0);
-    if (s.narrow() && s.p0 + s.k == s.g.k)
-        s.g.c.dtype == DType::bf16 ? store_narrow<bf16>(s, i, m, j, n)
-                                   : store_narrow<fp16>(s, i, m, j, n);
+    if (s.narrow() && s.p0 + s.k == s.g.k) store_rounded(s, i, m, j, n);
 }
 
 /// Packs op(a)'s rows, or op(b)'s columns, [first, first + count) over all steps of the block.

@@ -1,5 +1,6 @@
 #pragma once
 #include "kernels/core/numeric.h"
+#include "kernels/core/rounding.h"
 
 namespace stoa::cpu {
 
@@ -40,6 +41,7 @@ struct Gemm {
     Operand a, b;
     Result c;
     bool accumulate = false;
+    StochasticRounding rounding;  // of a bf16 c with accumulate; else to nearest
 };
 constexpr std::int64_t kGemmBlockK = 256;
 

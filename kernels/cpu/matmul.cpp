@@ -26,7 +26,8 @@ void matmul(const MatmulArgs& args) {
           .a = operand_of(args.a, args.a_scale, args.transpose_a),
           .b = operand_of(args.b, args.b_scale, args.transpose_b),
           .c = {args.c.data, args.c.dtype, n},
-          .accumulate = args.accumulate});
+          .accumulate = args.accumulate,
+          .rounding = args.rounding});
 }
 
 }  // namespace stoa::cpu

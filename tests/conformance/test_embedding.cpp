@@ -1,3 +1,5 @@
+#include <bit>
+
 #include "kernels/embedding.h"
 #include "tests/conformance/conformance.h"
 
@@ -39,6 +41,32 @@ TEST_CASE("embedding_backward adds rows in ascending order") {
                     expected.view.row<W>(token)[c] += static_cast<W>(values[c]);
             }
     });
+    CHECK(bytes_of(d_table) == bytes_of(expected));
+}
+
+TEST_CASE("embedding_backward rounds bf16 sums at random, each row by its own draw") {
+    const std::int64_t d = 300;
+    const Tensor d_y = random_tensor({5, d}, DType::fp32, 1);
+    const Tensor before = random_tensor({4, d}, DType::bf16, 2), d_table = copy_of(before);
+    const Tensor tokens = int_tensor({13, 11, 13, 9, 13});  // this shard holds 10 .. 13
+    const StochasticRounding rounding{
+        .key = 5, .call = 100, .row_begin = 10, .col_begin = 3, .logical_cols = 305};
+    embedding_backward(
+        {.d_table = d_table, .d_y = d_y, .tokens = tokens, .vocab_begin = 10, .rounding = rounding},
+        {});
+    const Tensor expected = copy_of(before);
+    for (std::int64_t r = 0; r < 5; ++r) {
+        const std::int64_t row = tokens.as<std::int32_t>()[static_cast<std::size_t>(r)] - 10;
+        for (std::int64_t c = 0; c < d && row >= 0; ++c) {
+            const auto e = static_cast<std::uint64_t>((10 + row) * 305 + 3 + c);
+            const std::uint32_t word =
+                philox(5, e / 8, 100 + static_cast<std::uint64_t>(r))[e / 2 % 4];
+            bf16& sum = expected.view.row<bf16>(row)[static_cast<std::size_t>(c)];
+            const float x = to_float(sum) + d_y.view.row<float>(r)[static_cast<std::size_t>(c)];
+            const std::uint32_t half = e % 2 == 0 ? word & 0xffffu : word >> 16;
+            sum.bits = static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(x) + half) >> 16);
+        }
+    }
     CHECK(bytes_of(d_table) == bytes_of(expected));
 }
 

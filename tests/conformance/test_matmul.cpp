@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "kernels/core/philox.h"
@@ -244,6 +245,75 @@ TEST_CASE("matmul has the same bits on any number of threads") {
         std::vector<double> exact;
         if (t == 1) CHECK(first == bytes_of(expected_bits(o, s, true, exact)));
     }
+}
+
+namespace {
+
+/// What kernels/core/rounding.h says, from the generator itself.
+bf16 rounded_at_random(float x, const StochasticRounding& s, std::int64_t row, std::int64_t col) {
+    const auto e =
+        static_cast<std::uint64_t>((s.row_begin + row) * s.logical_cols + s.col_begin + col);
+    const std::uint32_t word = philox(s.key, e / 8, s.call)[e / 2 % 4];
+    const std::uint32_t half = e % 2 == 0 ? word & 0xffffu : word >> 16;
+    return {static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(x) + half) >> 16)};
+}
+
+}  // namespace
+
+TEST_CASE("matmul rounds sums in bf16 at random, each element by its own draw") {
+    // Few rows, shared rows, and rows in chunks; more columns than one block; several groups of k.
+    const Case s =
+        GENERATE(Case{20, 250, 600}, Case{300, 70, 1100}, Case{1100, 66, 300}, Case{30, 1031, 21});
+    const int t = GENERATE(0, 1, 2, 3);
+    const StochasticRounding rounding{
+        .key = 7, .call = 3ull << 40 | 5, .row_begin = 11, .col_begin = 37, .logical_cols = 2001};
+    const Operands o = make_operands(s, {DType::bf16, DType::e4m3, DType::bf16}, t & 1, t & 2);
+    Tensor wide({s.m, s.n}, DType::fp32), expected({s.m, s.n}, DType::bf16);
+    const std::vector<double> before = to_double(o.c);
+    std::ranges::transform(before, wide.as<float>().begin(),
+                           [](double x) { return static_cast<float>(x); });
+    matmul(args_of(o, wide, true), {});
+    for (std::int64_t i = 0; i < s.m; ++i)
+        for (std::int64_t j = 0; j < s.n; ++j) {
+            const auto e = static_cast<std::size_t>(i * s.n + j);
+            expected.as<bf16>()[e] = rounded_at_random(wide.as<float>()[e], rounding, i, j);
+        }
+    for (const int threads : {1, 3})
+        for (const cpu::Isa isa : available_isas()) {
+            const IsaScope isa_scope(isa);
+            const ThreadScope scope(threads);
+            const PoisonedTensor c = poisoned_tensor({s.m, s.n}, DType::bf16);
+            std::memcpy(c.view.data, o.c.view.data, static_cast<std::size_t>(c.view.bytes()));
+            MatmulArgs args = args_of(o, c, true);
+            args.rounding = rounding;
+            matmul(args, {});
+            CAPTURE(s.m, s.n, s.k, threads, static_cast<int>(isa));
+            CHECK(bytes_of(c) == bytes_of(expected));
+            CHECK(c.guards_intact());
+        }
+}
+
+TEST_CASE("matmul keeps small addends of a bf16 sum on average") {
+    // 1 + 256 times 2^-10: to nearest each one is lost, as half a step at 1 is 2^-9.
+    const std::int64_t n = 4096;
+    Tensor one({1, 1}, DType::fp32), small({1, n}, DType::fp32);
+    Tensor nearest({1, n}, DType::bf16), random({1, n}, DType::bf16);
+    one.as<float>()[0] = 1.0f;
+    std::ranges::fill(small.as<float>(), 0x1p-10f);
+    std::ranges::fill(nearest.as<bf16>(), to_bf16(1.0f));
+    std::ranges::fill(random.as<bf16>(), to_bf16(1.0f));
+    for (std::uint64_t call = 0; call < 256; ++call) {
+        MatmulArgs args{.c = nearest, .a = one, .b = small, .accumulate = true};
+        matmul(args, {});
+        args.c = random;
+        args.rounding = {.key = 1, .call = call, .logical_cols = n};
+        matmul(args, {});
+    }
+    double mean = 0.0;
+    for (const double x : to_double(random))
+        mean += x / static_cast<double>(n);
+    CHECK(to_float(nearest.as<bf16>()[0]) == 1.0f);
+    CHECK(std::abs(mean - 1.25) < 0.004);  // 5 standard errors
 }
 
 TEST_CASE("matmul reads every 8-bit code, and keeps a NaN one") {

@@ -92,7 +92,7 @@ inline Trace tiny_run(const TinyOptions& options, const Mesh& mesh, std::int64_t
     Trace trace;
     const std::int64_t per_rank = config.batch.global_batch / mesh.dp_size();
     for (std::int64_t step = 0; step < steps; ++step) {
-        StepInputs in{.lr = learning_rate(config, curriculum)};
+        StepInputs in{.lr = learning_rate(config, curriculum), .step = step};
         for (std::int64_t a = 0; a < config.batch.grad_accum; ++a)
             in.micro_batches.push_back(
                 tiny_batch(config, step, mesh.dp_rank() * per_rank + a * config.batch.micro_batch));

@@ -22,7 +22,13 @@ void linear(TensorView y, ConstTensorView x, ConstTensorView w, const Exec& exec
 // d_x (+)= d_y w,  d_w (+)= d_y^T x
 void linear_backward(const BlockContext& c, TensorView d_x, bool accumulate, TensorView d_w,
                      ConstTensorView d_y, ConstTensorView x, ConstTensorView w) {
-    matmul({.c = d_w, .a = d_y, .b = x, .transpose_a = true, .accumulate = c.add_grads}, c.exec);
+    matmul({.c = d_w,
+            .a = d_y,
+            .b = x,
+            .transpose_a = true,
+            .accumulate = c.add_grads,
+            .rounding = grad_rounding(c.state, d_w, c.grad_pass, 0)},
+           c.exec);
     matmul({.c = d_x, .a = d_y, .b = w, .accumulate = accumulate}, c.exec);
 }
 

@@ -31,6 +31,7 @@ struct Product {
     TensorView c;
     Scaled a, b;
     bool transpose_a = false, transpose_b = false, accumulate = false;
+    StochasticRounding rounding{};
 };
 void multiply(const Product& p, const Exec& exec) {
     matmul({.c = p.c,
@@ -40,7 +41,8 @@ void multiply(const Product& p, const Exec& exec) {
             .transpose_b = p.transpose_b,
             .accumulate = p.accumulate,
             .a_scale = p.a.scale,
-            .b_scale = p.b.scale},
+            .b_scale = p.b.scale,
+            .rounding = p.rounding},
            exec);
 }
 
@@ -142,10 +144,16 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
     const bool fp8 = is_fp8(k.saved_gate);
     const GradOperand dy = grad_operand(c, k, fp8, d_y, t.d_y_row, t.d_y_col);
     const TensorView d_act = k.wide_act, d_gate = k.wide_gate, d_up = k.wide_up;
-    const bool add = c.add_grads || k.begin > 0;
-    multiply(
-        {.c = g.down.data, .a = dy.col, .b = k.saved_act, .transpose_a = true, .accumulate = add},
-        c.exec);
+    const auto weight_gradient = [&](TensorView d_w, const Scaled& d, const Scaled& x) {
+        multiply({.c = d_w,
+                  .a = d,
+                  .b = x,
+                  .transpose_a = true,
+                  .accumulate = c.add_grads || k.begin > 0,
+                  .rounding = grad_rounding(c.state, d_w, c.grad_pass, k.begin)},
+                 c.exec);
+    };
+    weight_gradient(g.down.data, dy.col, k.saved_act);
     multiply({.c = d_act, .a = dy.row, .b = w.down}, c.exec);
 
     TensorView gate = k.saved_gate.data, up = k.saved_up.data;
@@ -158,10 +166,8 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
 
     const GradOperand dg = grad_operand(c, k, fp8, d_gate, t.d_gate_row, t.d_gate_col);
     const GradOperand du = grad_operand(c, k, fp8, d_up, t.d_up_row, t.d_up_col);
-    multiply({.c = g.gate.data, .a = dg.col, .b = k.h2, .transpose_a = true, .accumulate = add},
-             c.exec);
-    multiply({.c = g.up.data, .a = du.col, .b = k.h2, .transpose_a = true, .accumulate = add},
-             c.exec);
+    weight_gradient(g.gate.data, dg.col, k.h2);
+    weight_gradient(g.up.data, du.col, k.h2);
     multiply({.c = k.stream, .a = dg.row, .b = w.gate}, c.exec);
     multiply({.c = k.stream, .a = du.row, .b = w.up, .accumulate = true}, c.exec);
 }

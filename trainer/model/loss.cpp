@@ -56,7 +56,13 @@ void loss_forward_backward(TrainState& s, double d_loss, const Communicator& tp,
         chunk_loss(a, s.dims.vocab, logits, a.targets.slice_rows(begin, rows), d_loss, tp, exec);
         if (d_loss == 0.0) continue;
         const bool add = !s.first_micro_batch || begin > 0;
-        matmul({.c = d_w, .a = logits, .b = h, .transpose_a = true, .accumulate = add}, exec);
+        matmul({.c = d_w,
+                .a = logits,
+                .b = h,
+                .transpose_a = true,
+                .accumulate = add,
+                .rounding = grad_rounding(s.model, d_w, s.grad_pass, begin)},
+               exec);
         matmul({.c = a.scratch.stream.slice_rows(begin, rows), .a = logits, .b = w}, exec);
     }
 }

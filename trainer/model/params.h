@@ -10,6 +10,7 @@
 #include "configs/run_config.h"
 #include "kernels/core/arena.h"
 #include "kernels/core/exec.h"
+#include "kernels/core/rounding.h"
 #include "parallel/shard.h"
 
 namespace stoa {
@@ -84,6 +85,17 @@ struct ModelState {
 /// Lists or places the state. `max_positions`: longest sequence of the run.
 ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
                               std::int64_t max_positions, int tp_rank, int tp_size);
+
+/// Which pass over which rows adds to the gradients: what their rounding draws from, where they are
+/// bf16. The first micro-batch's first rows overwrite, to nearest.
+struct GradPass {
+    std::uint64_t seed = 0;
+    std::int64_t step = 0, micro_batch = 0, dp_rank = 0;
+};
+/// For the sums of `grad`, a gradient of `state`, over the rows from `row` on. Off for other
+/// formats.
+StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad,
+                                 const GradPass& pass, std::int64_t row);
 
 /// Fills masters from the seed (Philox keyed by parameter and logical element: the same on every
 /// mesh), zeroes moments, fills the rope table and the working copies.

@@ -18,7 +18,8 @@ BlockContext block_context(const TrainState& s, const Communicator& tp, const Ex
             .acts = s.acts,
             .tp = tp,
             .exec = exec,
-            .add_grads = !s.first_micro_batch};
+            .add_grads = !s.first_micro_batch,
+            .grad_pass = s.grad_pass};
 }
 
 TensorView flag(const Activations& a, std::int64_t pass, std::size_t layer) {
@@ -125,9 +126,14 @@ void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
         context.loss = loss_of(s, 1, l);
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
     }
-    embedding_backward(
-        {.d_table = g.embed, .d_y = a.d_x, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
-        exec);
+    StochasticRounding rounding = grad_rounding(s.model, g.embed, s.grad_pass, 0);
+    rounding.key = mix_key(rounding.key, 0x656d62);  // tied: apart from the output matrix's draws
+    embedding_backward({.d_table = g.embed,
+                        .d_y = a.d_x,
+                        .tokens = a.tokens,
+                        .vocab_begin = s.dims.vocab.begin,
+                        .rounding = rounding},
+                       exec);
 }
 
 }  // namespace stoa

@@ -32,6 +32,7 @@ struct TrainState {
     SpikeGuard guard;
     bool sampling = false;           // this step measures what 8 bits lose, for the policy
     bool first_micro_batch = false;  // its gradients of matrices overwrite, the next ones add
+    GradPass grad_pass;              // what bf16 gradients draw their rounding from
     Injection injection;             // fault tests only
 };
 
