@@ -32,4 +32,11 @@ void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec) {
     cpu::sum_of_squares(out, x);
 }
 
+void flag_nonfinite(TensorView flag, ConstTensorView x, const Exec& exec) {
+    require_numel(flag, 1, "flag_nonfinite: flag");
+    require_dtype(flag, DType::int32, "flag_nonfinite: flag");
+    require_cpu(exec, "flag_nonfinite");
+    cpu::flag_nonfinite(flag, x);
+}
+
 }  // namespace stoa

@@ -11,5 +11,7 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b, const Exec& exec);
 void cast(TensorView y, ConstTensorView x, const Exec& exec);
 /// out (1) fp64 += sum of x^2, summed in float64.     x: fp32 | bf16 | fp64
 void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec);
+/// flag (1) int32 |= 1 where x holds Inf or NaN.     x: fp32 | bf16 | fp16 | fp64
+void flag_nonfinite(TensorView flag, ConstTensorView x, const Exec& exec);
 
 }  // namespace stoa

@@ -87,7 +87,7 @@ std::vector<Transition> decide(PolicyState& state, const PolicyStep& in,
         if (state.streak % limits.skip_streak == 0) {
             if (promotable(state.streak_origin))
                 change(state.streak_origin, true, Cause::skip_streak);
-            else if (state.streak_origin < 0 && !state.wide_attention)
+            else if (!state.wide_attention)
                 change(-1, true, Cause::skip_streak);
         }
         if (!state.wide_attention && in.loss_scale <= limits.least_scale)

@@ -41,7 +41,7 @@ struct PolicyStep {
     std::int64_t step = 0;
     bool overflow = false;            // no update was made
     double loss_scale = 1.0;          // of this step
-    std::int64_t origin = -1;         // the layer where Inf or NaN began; -1: not in a quantiser
+    std::int64_t origin = -1;         // the layer where Inf or NaN was met first; -1: in none
     std::vector<LayerSample> layers;  // empty: this step took no sample
 };
 
@@ -92,9 +92,9 @@ PolicyState initial_policy(const RunConfig& config, int capability = 0);
 ///   rel_error < 4 % and underflow < 0.5 % for
 ///     2000 steps after the hold               clean        demote, one layer per 100 steps
 /// A promotion holds the layer for 500 steps, twice as long each time, up to 32000. Inf and NaN
-/// spread to every later layer, so a streak promotes only where it began; one that began in no
-/// quantiser leaves FP16 attention. Samples of an overflowing step mean nothing and are not read.
-/// comm: none, a pure function of its arguments
+/// spread to every later layer, so a streak promotes only where it began; where that layer is in 16
+/// bits already, or the streak began in none, FP16 attention is left. Samples of an overflowing
+/// step mean nothing and are not read. comm: none, a pure function of its arguments
 std::vector<Transition> decide(PolicyState& state, const PolicyStep& step,
                                const PolicyLimits& limits = {});
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -103,6 +104,23 @@ void cast(TensorView y, ConstTensorView x) {
         if (x.dtype == DType::fp24) return cast_from_fp24<To>(y, x);
         dispatch_dtype(x.dtype, [&]<Element From>(From) { cast_elements<To, From>(y, x); });
     });
+}
+
+// x - x is 0 for a number and NaN for Inf and NaN.
+void flag_nonfinite(TensorView flag, ConstTensorView x) {
+    std::atomic<std::int32_t> found{0};
+    dispatch_dtype(x.dtype, [&]<Element T>(T) {
+        const T* const in = x.as<T>().data();
+        parallel_for(x.numel(), grain_for(1), [&](std::int64_t begin, std::int64_t end) {
+            std::int32_t bad = 0;
+            vectorised([&] {
+                for (std::int64_t i = begin; i < end; ++i)
+                    bad |= widen(in[i]) - widen(in[i]) == 0 ? 0 : 1;
+            });
+            if (bad != 0) found = 1;
+        });
+    });
+    flag.as<std::int32_t>()[0] |= found.load();
 }
 
 // Blocks of fixed size, whose sums are added in order: the bits do not depend on the threads.

@@ -32,6 +32,7 @@ void zero(TensorView x);
 void add(TensorView y, ConstTensorView a, ConstTensorView b);
 void cast(TensorView y, ConstTensorView x);
 void sum_of_squares(TensorView out, ConstTensorView x);
+void flag_nonfinite(TensorView flag, ConstTensorView x);
 void adamw(const AdamwArgs& args);
 void quantize(const QuantizeArgs& args);
 void dequantize(const DequantizeArgs& args);

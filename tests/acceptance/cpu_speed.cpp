@@ -114,9 +114,12 @@ json measure_model(const Options& o, const std::string& model, bool& holds, bool
     }
     json table = json::object();
     double best = 0.0;
+    double best_alike = 0.0;  // of the same architecture
     std::string best_name;
     for (const Peer& p : peers) {
         table[p.name] = with_spread(p.tok_s);
+        if (p.name.find("gpt2") == std::string::npos)
+            best_alike = std::max(best_alike, median(p.tok_s));
         if (median(p.tok_s) > best) best = median(p.tok_s), best_name = p.name;
     }
     has_peer = best > 0.0;
@@ -127,6 +130,7 @@ json measure_model(const Options& o, const std::string& model, bool& holds, bool
             {"peers_tok_s", table},
             {"best_peer", best_name},
             {"over_best_peer", ratio},
+            {"over_best_of_this_architecture", best_alike > 0.0 ? median(fp32) / best_alike : 0.0},
             {"r30_over_fp32", with_spread(r30_ratio)},
             {"dp2_over_one", with_spread(scaling)},
             {"dp2_exposed_comm_share", with_spread(comm_share)}};

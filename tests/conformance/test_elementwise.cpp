@@ -129,6 +129,37 @@ TEST_CASE("sum_of_squares adds in float64") {
     CHECK(std::abs(out.as<double>()[0] / 3e60 - 1.0) < 1e-6);
 }
 
+TEST_CASE("flag_nonfinite finds one Inf or NaN anywhere, and nothing else") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp16, DType::fp64);
+    const double inf = std::numeric_limits<double>::infinity();
+    for (const std::int64_t n : {1, 17, 100001})
+        for (const cpu::Isa isa : available_isas()) {
+            const IsaScope scope(isa);
+            const Tensor x = random_tensor({n}, dtype, 1), flag({1}, DType::int32);
+            const auto flagged = [&](std::int64_t at, double value) {
+                std::int32_t bit = 0;
+                dispatch_dtype(dtype, [&]<Element T>(T) {
+                    T& e = x.as<T>()[static_cast<std::size_t>(at)];
+                    const T before = e;
+                    e = narrow_to<T>(static_cast<Wide<T>>(value));
+                    flag.as<std::int32_t>()[0] = 4;  // other bits stay
+                    flag_nonfinite(flag, x, {});
+                    bit = flag.as<std::int32_t>()[0];
+                    e = before;
+                });
+                return bit;
+            };
+            const double largest = dtype == DType::fp16 ? 65504.0 : 3.3e38;
+            CAPTURE(dtype_name(dtype), n, static_cast<int>(isa));
+            for (const std::int64_t at : {std::int64_t{0}, n / 2, n - 1}) {
+                for (const double bad : {inf, -inf, std::nan("")})
+                    CHECK(flagged(at, bad) == 5);
+                for (const double good : {0.0, -0.0, largest, -largest, 1e-42})
+                    CHECK(flagged(at, good) == 4);
+            }
+        }
+}
+
 TEST_CASE("elementwise ops refuse what does not fit") {
     const Tensor a({8}, DType::fp32), b({7}, DType::fp32), h({8}, DType::bf16),
         out({1}, DType::fp64);
@@ -136,4 +167,5 @@ TEST_CASE("elementwise ops refuse what does not fit") {
     CHECK_THROWS_AS(add(a, h, h, {}), ShapeError);
     CHECK_THROWS_AS(cast(a, b, {}), ShapeError);
     CHECK_THROWS_AS(sum_of_squares(a, a, {}), ShapeError);
+    CHECK_THROWS_AS(flag_nonfinite(out, a, {}), ShapeError);
 }

@@ -47,6 +47,17 @@ TEST_CASE("the policy begins where the recipe is, and only 8-bit layers may chan
     CHECK(initial_policy(fixed).wide_attention);
 }
 
+TEST_CASE(
+    "a streak that begins in a 16-bit layer leaves FP16 attention, and its neighbours alone") {
+    PolicyState s = initial_policy(config_of(Recipe::r30));
+    for (int i = 1; i <= 9; ++i)
+        CHECK(decide(s, overflow(i, 0)).empty());  // an edge block
+    CHECK(decide(s, overflow(10, 0)) ==
+          std::vector<Transition>{{10, -1, true, Cause::skip_streak}});
+    for (int i = 11; i <= 20; ++i)
+        CHECK(decide(s, overflow(i, 0)).empty());  // nothing is left to change
+}
+
 TEST_CASE("the hardware decides where the policy begins") {
     RunConfig c = config_of(Recipe::r30);
     const auto level = [&](int capability) { return initial_policy(c, capability); };
@@ -85,7 +96,7 @@ TEST_CASE("ten overflows in a row promote the layer where they began, nine do no
         CHECK(s.layers[2].wide);
         CHECK_FALSE(s.layers[1].wide);
     }
-    SECTION("one that began in no quantiser leaves fp16 attention") {
+    SECTION("one that began in no layer leaves fp16 attention") {
         for (int i = 10; i < 11; ++i)
             CHECK(decide(s, {.step = i}).empty());
         for (int i = 11; i < 20; ++i)
@@ -99,13 +110,16 @@ TEST_CASE("ten overflows in a row promote the layer where they began, nine do no
 
 TEST_CASE("an edge block is never promoted, and a loss scale at its least leaves fp16") {
     PolicyState s = initial_policy(config_of(Recipe::r30));
-    for (int i = 1; i <= 30; ++i)
+    for (int i = 1; i <= 7; ++i)
         CHECK(decide(s, overflow(i, 0)).empty());
-    CHECK(decide(s, overflow(31, 0, 17.0)).empty());
-    const auto changes = decide(s, overflow(32, 0, 16.0));
+    CHECK(decide(s, overflow(8, 0, 17.0)).empty());
+    const auto changes = decide(s, overflow(9, 0, 16.0));
     REQUIRE(changes.size() == 1);
     CHECK(changes[0].cause == Cause::loss_scale);
-    CHECK(decide(s, overflow(33, 0, 16.0)).empty());
+    for (int i = 10; i <= 30; ++i)
+        CHECK(decide(s, overflow(i, 0, 16.0)).empty());
+    for (const LayerPolicy& l : s.layers)
+        CHECK_FALSE(l.wide);
 }
 
 TEST_CASE("two rough samples in a row promote; one, or two apart, do not") {

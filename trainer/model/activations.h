@@ -55,7 +55,7 @@ struct Activations {
     TensorView row_max, exp_sum, target_logit;  // (rows of a chunk)
     TensorView d_x;                             // (rows, d_model) res: gradient of the stream
     TensorView loss_sum;                        // (1) fp64
-    TensorView nonfinite;          // (2, n_layers) int32: Inf or NaN met while quantising, by pass
+    TensorView nonfinite;          // (2, n_layers) int32: Inf or NaN met by the FFN, by pass
     TensorView quantization_loss;  // (2, n_layers, 4) fp64: acts and grads, in sampled steps
     TensorView tokens, targets, positions, key_begin, key_end;  // (rows) int32
 };

@@ -17,7 +17,7 @@ struct BlockContext {
     bool add_grads = true;  // to the matrices' gradients; else they are overwritten
     GradPass grad_pass{};
     std::int64_t layer = 0;
-    TensorView nonfinite{};  // (1) int32: this layer and pass met Inf or NaN while quantising
+    TensorView nonfinite{};  // (1) int32: this layer's FFN met Inf or NaN in this pass
     TensorView loss{};       // (4) fp64: what e4m3 loses here in this pass; absent: no sample
 };
 

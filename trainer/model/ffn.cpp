@@ -93,6 +93,11 @@ void sample_loss(const BlockContext& c, ConstTensorView x) {
     if (!c.loss.empty()) quantization_loss({.sums = c.loss, .x = x}, c.exec);
 }
 
+// 16-bit layers have no quantiser that would meet it.
+void flag_16_bit(const BlockContext& c, ConstTensorView x) {
+    if (!c.nonfinite.empty()) flag_nonfinite(c.nonfinite, x, c.exec);
+}
+
 void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     const BlockScratch& t = c.acts.scratch;
     const TensorView h = head_rows(t.h, k.count);
@@ -116,6 +121,7 @@ void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, b
 
 void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     norm(c, w, k, k.h2.data);
+    flag_16_bit(c, k.h2.data);
     sample_loss(c, k.h2.data);
     multiply({.c = k.saved_gate.data, .a = k.h2, .b = w.gate, .transpose_b = true}, c.exec);
     multiply({.c = k.saved_up.data, .a = k.h2, .b = w.up, .transpose_b = true}, c.exec);
@@ -206,6 +212,7 @@ void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSave
 
 void ffn_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
                   const BlockSaved& s, TensorView d_y) {
+    if (!is_fp8(s.gate)) flag_16_bit(c, d_y);
     sample_loss(c, d_y);
     for_chunks(c, s, [&](const Chunk& k) {
         backward_chunk(c, w, g, k, d_y.slice_rows(k.begin, k.count));
