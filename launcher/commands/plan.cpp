@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -115,6 +116,11 @@ int command_plan(const Args& args) {
     if (!values) return 0;
     if (!values->contains("config"))
         throw ConfigError({.what = "missing argument: CONFIG", .hint = "usage: " + line.usage});
+    if (const double gib = values->contains("memory") ? (*values)["memory"].as<double>() : 1.0;
+        !(gib > 0.0) || !std::isfinite(gib))
+        throw ConfigError({.what = "--memory",
+                           .expected = "a number of GiB above 0",
+                           .actual = fmt::format("{}", gib)});
     const auto words = (*values)["config"].as<std::vector<std::string>>();
     RunConfig config = load_run_config(words[0], {words.begin() + 1, words.end()}).config;
     const std::int64_t tp = config.parallel.tp;

@@ -1,0 +1,68 @@
+// `stoa plan` as a user meets it: what it lists, and what it refuses.
+#include <nlohmann/json.hpp>
+
+#include "tests/support/catch.h"
+#include "tests/support/programs.h"
+
+using namespace stoa::test;
+using nlohmann::json;
+
+namespace {
+
+Outcome plan(const std::string& arguments) {
+    return run_shell(stoa_binary() + " plan " + source_dir() +
+                     "/configs/tiny.yaml model.vocab_size=512 " + arguments + " 2>&1");
+}
+
+}  // namespace
+
+TEST_CASE("stoa plan lists every tensor of every tensor-parallel rank, and the disk") {
+    const Outcome o = plan(
+        "parallel.tp=2 model.d_ff=512 model.head_dim=64 precision.recipe=r45 --ranks 4 --json");
+    CAPTURE(o.output);
+    REQUIRE(o.code == 0);
+    const json j = json::parse(o.output);
+    CHECK(j["dp"] == 2);
+    CHECK(j["tp"] == 2);
+    CHECK(j["recipe"] == "r45");
+    CHECK(j["disk_bytes"] > j["checkpoint_bytes"]);
+    REQUIRE(j["ranks"].size() == 2);
+    for (const json& rank : j["ranks"]) {
+        std::int64_t end = 0, codes = 0;
+        for (const json& t : rank["tensors"]) {
+            end = std::max(end, t["offset"].get<std::int64_t>() + t["bytes"].get<std::int64_t>());
+            codes += t["dtype"] == "e4m3";
+        }
+        CHECK(codes > 0);
+        CHECK(end <= rank["bytes"]);
+        CHECK(end + 4096 > rank["bytes"]);
+        CHECK(rank["bytes"] == rank["state_bytes"].get<std::int64_t>() +
+                                   rank["activation_bytes"].get<std::int64_t>());
+    }
+}
+
+TEST_CASE("stoa plan refuses what does not fit, with at most three changes that would") {
+    const Outcome o = plan("precision.recipe=fp32 parallel.recompute=none --memory 0.07");
+    CAPTURE(o.output);
+    CHECK(o.code == 4);
+    CHECK(o.output.find("fit") != std::string::npos);
+    CHECK(o.output.find("precision.recipe=") != std::string::npos);
+    CHECK(plan("--memory 100").code == 0);
+}
+
+TEST_CASE("stoa plan refuses wrong numbers") {
+    for (const char* memory : {"-1", "0", "nan", "inf"}) {
+        const Outcome o = plan(std::string("--memory ") + memory);
+        CAPTURE(memory, o.output);
+        CHECK(o.code == 2);
+        CHECK(o.output.find("--memory") != std::string::npos);
+    }
+    for (const char* bad :
+         {"--ranks 0", "--ranks -4", "--ranks 3 parallel.tp=2", "--ranks many",
+          "precision.recipe=r35", "model.d_ff=200 precision.recipe=r30", "--memroy 3"}) {
+        const Outcome o = plan(bad);
+        CAPTURE(bad, o.output);
+        CHECK(o.code == 2);
+        CHECK(o.output.find("error: ") != std::string::npos);
+    }
+}
