@@ -34,7 +34,7 @@ struct Options {
 
 double median(std::vector<double> x) {
     std::ranges::sort(x);
-    return x.empty() ? 0.0 : x[x.size() / 2];
+    return x.empty() ? 0.0 : (x[(x.size() - 1) / 2] + x[x.size() / 2]) / 2.0;
 }
 json with_spread(const std::vector<double>& x) {
     return {{"median", median(x)},

@@ -47,6 +47,11 @@ TEST_CASE("stoa plan refuses what does not fit, with at most three changes that 
     CHECK(o.code == 4);
     CHECK(o.output.find("fit") != std::string::npos);
     CHECK(o.output.find("precision.recipe=") != std::string::npos);
+    int changes = 0;
+    for (std::size_t at = 0; (at = o.output.find(" GiB with ", at)) != std::string::npos; ++at)
+        ++changes;
+    CHECK(changes >= 1);
+    CHECK(changes <= 3);
     CHECK(plan("--memory 100").code == 0);
 }
 
