@@ -47,7 +47,7 @@ const std::vector<KeyRow>& key_rows() {
         {"precision.recipe", "", kAny, plain, "formats of weights, activations and optimizer state, see docs/precision.md; fp64 is the slow reference mode", [](T t) -> F { return &t.run->precision.recipe; }},
         {"precision.ffn", "", kAny, plain, "feed-forward weights and activations: fp8, bf16 or fp32; auto: by the recipe, as the others below", [](T t) -> F { return &t.run->precision.ffn; }},
         {"precision.attention", "", kAny, plain, "attention weights and activations: fp16 (with a loss scale), bf16 or fp32", [](T t) -> F { return &t.run->precision.attention; }},
-        {"precision.grads", "", kAny, plain, "gradients and their all-reduce: fp32 or bf16", [](T t) -> F { return &t.run->precision.grads; }},
+        {"precision.grads", "", kAny, plain, "gradients and their all-reduce: fp32, or bf16 whose sums are rounded stochastically", [](T t) -> F { return &t.run->precision.grads; }},
         {"precision.master", "", kAny, plain, "master weights: fp32, or fp24 rounded stochastically", [](T t) -> F { return &t.run->precision.master; }},
         {"precision.moments", "", kAny, plain, "Adam m and v: fp32, bf16, fp8-bf16 or fp8", [](T t) -> F { return &t.run->precision.moments; }},
         {"precision.edge_blocks", "", between(0, 1024), plain, "first and last blocks whose feed-forward stays in 16 bits where the others use fp8", [](T t) -> F { return &t.run->precision.edge_blocks; }},

@@ -24,8 +24,8 @@ struct StochasticRounding {
 
 constexpr std::int64_t kRandomRun = 128;
 
-/// out[i] = the draw of element first + i, i < n <= kRandomRun. 17 blocks side by side, in lanes
-/// that the compiler vectorises.
+/// out[i] = the draw of element first + i, i < n <= kRandomRun. The rounds of philox.h on 17
+/// blocks side by side, in lanes that the compiler vectorises; conformance holds them to it.
 inline void random_halves(std::uint32_t* out, const StochasticRounding& s, std::int64_t first,
                           std::int64_t n) {
     constexpr int kLanes = kRandomRun / 8 + 1;  // a run may begin inside a block
