@@ -55,10 +55,17 @@ void backward_rows(const RmsNormBackwardArgs& args) {
         const W dot = lane_sum<W>(
             d, [&](std::int64_t c) { return widen(d_y_r[c]) * weight[c] * widen(x_r[c]); });
         const W shrink = rstd * rstd * (dot / static_cast<W>(d));
+        const auto d_x_at = [&](std::int64_t c) {
+            return rstd * (widen(d_y_r[c]) * weight[c] - widen(x_r[c]) * shrink);
+        };
+        if (args.accumulate) {  // two loops: a choice inside would not be vectorised
 #pragma GCC ivdep
-        for (std::int64_t c = 0; c < d; ++c) {
-            const W d_x_c = rstd * (widen(d_y_r[c]) * weight[c] - widen(x_r[c]) * shrink);
-            d_x_r[c] = narrow_to<T>(args.accumulate ? widen(d_x_r[c]) + d_x_c : d_x_c);
+            for (std::int64_t c = 0; c < d; ++c)
+                d_x_r[c] = narrow_to<T>(widen(d_x_r[c]) + d_x_at(c));
+        } else {
+#pragma GCC ivdep
+            for (std::int64_t c = 0; c < d; ++c)
+                d_x_r[c] = narrow_to<T>(d_x_at(c));
         }
     };
     parallel_for(d, std::max<std::int64_t>(32, grain_for(rows)),
