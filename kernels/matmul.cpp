@@ -41,6 +41,10 @@ void matmul(const MatmulArgs& args, const Exec& exec) {
     const std::int64_t n = args.transpose_b ? b.rows() : b.cols();
     require((args.transpose_b ? b.cols() : b.rows()) == k, "matmul: inner dimensions of a and b",
             "equal", a.shape.str() + " and " + b.shape.str());
+    require(args.k_begin >= 0 && args.k_count >= 0 && args.k_begin + args.k_count <= k,
+            "matmul: k_begin and k_count", "within the inner dimension",
+            std::to_string(args.k_begin) + " and " + std::to_string(args.k_count) + " of " +
+                std::to_string(k));
     require(args.c.rows() == m && args.c.cols() == n, "matmul: shape of c",
             "rows of op(a) x columns of op(b)", args.c.shape.str());
     require_cpu(exec, "matmul");

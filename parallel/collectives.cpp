@@ -6,7 +6,9 @@
 #include <chrono>
 #include <vector>
 
+#include "kernels/core/thread_pool.h"
 #include "parallel/check_mpi.h"
+#include "parallel/message_sum.h"
 
 namespace stoa {
 namespace {
@@ -22,55 +24,88 @@ struct CommTimer {
     }
 };
 
+constexpr std::int64_t kLocalGrain = std::int64_t{1} << 16;  // values worth a thread's while
+
 MPI_Op mpi_op(ReduceOp op) {
     return op == ReduceOp::sum ? MPI_SUM : op == ReduceOp::max ? MPI_MAX : MPI_MIN;
-}
-
-// MPI knows no bf16: a pair is added in fp32 and rounded once. Addition commutes, so every rank of
-// a recursive-doubling exchange gets the same bits.
-void add_bf16(void* in, void* inout, int* count, MPI_Datatype*) {
-    const auto* a = static_cast<const bf16*>(in);
-    auto* b = static_cast<bf16*>(inout);
-    for (int i = 0; i < *count; ++i)
-        b[i] = to_bf16(to_float(a[i]) + to_float(b[i]));
 }
 
 void mpi_all_reduce(void* data, std::int64_t count, DType dtype, ReduceOp op,
                     const Communicator& comm) {
     constexpr std::int64_t kMaxCount = 1 << 30;  // MPI counts are ints
-    MPI_Datatype type = dtype == DType::fp32   ? MPI_FLOAT
-                        : dtype == DType::fp64 ? MPI_DOUBLE
-                        : dtype == DType::bf16 ? MPI_UINT16_T
-                                               : MPI_INT32_T;
-    MPI_Op reduce = mpi_op(op);
-    if (dtype == DType::bf16) {
-        if (op != ReduceOp::sum)
-            throw ShapeError({.what = "all_reduce of bf16", .expected = "sum"});
-        check_mpi(MPI_Op_create(&add_bf16, /*commute=*/1, &reduce), "MPI_Op_create", comm);
-    }
+    const MPI_Datatype type = dtype == DType::fp32   ? MPI_FLOAT
+                              : dtype == DType::fp64 ? MPI_DOUBLE
+                                                     : MPI_INT32_T;
+    if (dtype == DType::bf16) throw ShapeError({.what = "all_reduce of bf16", .expected = "sum"});
     for (std::int64_t done = 0; done < count; done += kMaxCount) {
         const auto n = static_cast<int>(std::min(kMaxCount, count - done));
         check_mpi(MPI_Allreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + done * size_of(dtype),
-                                n, type, reduce, comm.handle()),
+                                n, type, mpi_op(op), comm.handle()),
                   "all_reduce", comm);
     }
-    if (dtype == DType::bf16) MPI_Op_free(&reduce);
+}
+
+template <class T>
+void sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add,
+         const Communicator& comm) {
+    if constexpr (!std::is_same_v<T, double>) {
+        SharedSum* const shared = comm.shared_sum();
+        if (shared != nullptr && count * static_cast<std::int64_t>(sizeof(T)) > kMessageBytes)
+            return shared->sum(out, in, count, order, add);
+    }
+    message_sum(out, in, count, order, add, comm);
+}
+
+/// fn of the element type; false where sums know it not.
+template <class Fn>
+bool for_summed_dtype(DType dtype, const Fn& fn) {
+    if (dtype == DType::fp32) return fn(float{}), true;
+    if (dtype == DType::fp64) return fn(double{}), true;
+    if (dtype == DType::bf16) return fn(bf16{}), true;
+    return false;
+}
+
+void require_host(const TensorView& t, const char* name) {
+    if (t.device.is_cuda())
+        throw DeviceError({.what = std::string(name) + " of GPU memory",
+                           .expected = "a build with NCCL"});
 }
 
 }  // namespace
 
 void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
     if (comm.size() == 1) return;
-    if (t.device.is_cuda())
-        throw DeviceError({.what = "all_reduce of GPU memory", .expected = "a build with NCCL"});
+    require_host(t, "all_reduce");
     const CommTimer timer;
-    constexpr std::int64_t kMessageBytes = 1 << 14;  // up to here the ranks' meeting is the cost
-    if (SharedSum* const shared = comm.shared_sum();
-        shared != nullptr && op == ReduceOp::sum && t.bytes() > kMessageBytes) {
-        if (t.dtype == DType::fp32) return shared->sum(t.as<float>().data(), t.numel());
-        if (t.dtype == DType::bf16) return shared->sum(t.as<bf16>().data(), t.numel());
-    }
+    if (op == ReduceOp::sum && for_summed_dtype(t.dtype, [&]<class T>(T) {
+            sum(t.template as<T>().data(), t.template as<T>().data(), t.numel(), SumOrder::tree, false, comm);
+        }))
+        return;
     mpi_all_reduce(t.data, t.numel(), t.dtype, op, comm);
+}
+
+void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
+               Stream) {
+    require_host(total, "chain_sum");
+    if (total.dtype != values.dtype || total.numel() != values.numel())
+        throw ShapeError({.what = "chain_sum", .expected = "total and values alike"});
+    const CommTimer timer;
+    const bool known = for_summed_dtype(total.dtype, [&]<class T>(T) {
+        T* const out = total.as<T>().data();
+        const T* const in = values.as<T>().data();
+        if (comm.size() > 1) return sum(out, in, total.numel(), SumOrder::chain, add, comm);
+        if (!add && out == in) return;
+        parallel_for(total.numel(), kLocalGrain, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; i += kSumStrip)
+                sum_of_ranks(
+                    out + i, [&](std::int64_t) { return in + i; }, 1, std::min(kSumStrip, end - i),
+                    SumOrder::chain, add ? out + i : nullptr);
+        });
+    });
+    if (!known)
+        throw ShapeError({.what = "chain_sum",
+                          .expected = "fp32, fp64 or bf16",
+                          .actual = dtype_name(total.dtype)});
 }
 
 double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm) {

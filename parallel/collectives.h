@@ -11,12 +11,19 @@ namespace stoa {
 
 enum class ReduceOp { sum, max, min };
 
-/// t = reduction of t over the ranks of `comm`, the same bits on every rank.
-/// dtype: fp32 | fp64 | bf16 | int32. bf16 is added in fp32; rounded once where the ranks share
-///        memory, else after each addition
-/// comm:  large sums of ranks on one machine: shared_sum.h; else one MPI all-reduce over `comm`
+/// t = reduction of t over the ranks of `comm`, the same bits on every rank; a sum is the tree of
+/// rank_sum.h.
+/// dtype: fp32 | fp64 | bf16 | int32. bf16 is added in fp32 and rounded once
+/// comm:  large sums of ranks on one machine: shared_sum.h; other sums: message_sum.h; else one MPI
+///        all-reduce over `comm`
 /// errors: CollectiveError
 void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream);
+
+/// total = ((total + rank 0's values) + rank 1's) + ..., without the first summand unless `add`.
+/// `total` holds the same on every rank, before and after; it may be `values`.
+/// dtype: fp32 | fp64 | bf16, both alike     comm, errors: as all_reduce
+void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
+               Stream stream);
 
 double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm);
 std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm);

@@ -41,28 +41,6 @@ Slice slice_of(std::size_t rank, std::size_t ranks, std::int64_t count) {
     return {std::min(count, r * size), std::min(count, (r + 1) * size)};
 }
 
-constexpr std::int64_t kStrip = 512;  // fp32 sums that are held at once
-
-void add_first(float* sum, const float* x, std::int64_t n) { std::copy_n(x, n, sum); }
-void add(float* sum, const float* x, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i)
-        sum[i] += x[i];
-}
-void store(float* out, const float* sum, std::int64_t n) { std::copy_n(sum, n, out); }
-
-void add_first(float* sum, const bf16* x, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i)
-        sum[i] = to_float(x[i]);
-}
-void add(float* sum, const bf16* x, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i)
-        sum[i] += to_float(x[i]);
-}
-void store(bf16* out, const float* sum, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i)
-        out[i] = to_bf16(sum[i]);
-}
-
 }  // namespace
 
 std::unique_ptr<SharedSum> SharedSum::open(MPI_Comm comm) {
@@ -117,38 +95,38 @@ void SharedSum::wait_for_all(std::uint64_t* Part::*counter) {
 }
 
 template <class T>
-void SharedSum::sum_chunk(T* data, std::int64_t count) {
+void SharedSum::sum_chunk(T* out, const T* in, std::int64_t count, SumOrder order, bool add) {
     const std::size_t ranks = parts_.size();
     const auto values = [&](std::size_t r) { return reinterpret_cast<T*>(parts_[r].values); };
     const auto sums = [&](std::size_t r) { return reinterpret_cast<T*>(parts_[r].sums); };
     const Slice mine = slice_of<T>(rank_, ranks, count);
     ++round_;
-    std::copy_n(data, mine.begin, values(rank_));
-    std::copy_n(data + mine.end, count - mine.end, values(rank_) + mine.end);
+    std::copy_n(in, mine.begin, values(rank_));
+    std::copy_n(in + mine.end, count - mine.end, values(rank_) + mine.end);
     wait_for_all(&Part::given);
-    for (std::int64_t i = mine.begin; i < mine.end; i += kStrip) {
-        const std::int64_t n = std::min(kStrip, mine.end - i);
-        float strip[kStrip];
-        for (std::size_t r = 0; r < ranks; ++r) {
-            const T* const x = (r == rank_ ? data : values(r)) + i;
-            r == 0 ? add_first(strip, x, n) : add(strip, x, n);
-        }
-        store(data + i, strip, n);
-        store(sums(rank_) + i, strip, n);
+    for (std::int64_t i = mine.begin; i < mine.end; i += kSumStrip) {
+        const std::int64_t n = std::min(kSumStrip, mine.end - i);
+        const auto at = [&](std::int64_t rank) {
+            const auto r = static_cast<std::size_t>(rank);
+            return (r == rank_ ? in : values(r)) + i;
+        };
+        T* const sum = sums(rank_) + i;
+        sum_of_ranks(sum, at, static_cast<std::int64_t>(ranks), n, order, add ? out + i : nullptr);
+        std::copy_n(sum, n, out + i);
     }
     wait_for_all(&Part::summed);
     for (std::size_t r = 0; r < ranks; ++r)
         if (const Slice s = slice_of<T>(r, ranks, count); r != rank_)
-            std::copy_n(sums(r) + s.begin, s.size(), data + s.begin);
+            std::copy_n(sums(r) + s.begin, s.size(), out + s.begin);
 }
 
 template <class T>
-void SharedSum::sum_chunks(T* data, std::int64_t count) {
+void SharedSum::sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add) {
     constexpr std::int64_t kChunk = kChunkBytes / static_cast<std::int64_t>(sizeof(T));
     for (std::int64_t i = 0; i < count; i += kChunk)
-        sum_chunk(data + i, std::min(kChunk, count - i));
+        sum_chunk(out + i, in + i, std::min(kChunk, count - i), order, add);
 }
-template void SharedSum::sum_chunks(float*, std::int64_t);
-template void SharedSum::sum_chunks(bf16*, std::int64_t);
+template void SharedSum::sum(float*, const float*, std::int64_t, SumOrder, bool);
+template void SharedSum::sum(bf16*, const bf16*, std::int64_t, SumOrder, bool);
 
 }  // namespace stoa

@@ -1,14 +1,14 @@
 #pragma once
 // Sums over the ranks of a group that share one machine, through memory that they share: each rank
 // adds its slice of all ranks' values, so a value crosses between two cores twice and no message is
-// sent. The order of a sum is the order of the ranks, whatever the size of the tensor.
+// sent. The order of a sum is that of rank_sum.h, whatever the size of the tensor.
 #include <mpi.h>
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "kernels/core/numeric.h"
+#include "parallel/rank_sum.h"
 
 namespace stoa {
 
@@ -20,11 +20,12 @@ public:
     /// comm: collective
     void close();
 
-    /// data[i] = the ranks' sum, in the order of the ranks, in fp32; bf16 is rounded once, to
-    /// nearest. The same bits on every rank. comm: all ranks wait for each other twice per
-    /// kChunkBytes; one that never comes is waited for like in any MPI call.
-    void sum(float* data, std::int64_t count) { sum_chunks(data, count); }
-    void sum(bf16* data, std::int64_t count) { sum_chunks(data, count); }
+    /// out[i] = the sum of the ranks' in[i] in `order`, a chain from out[i] on where `add`; out may be
+    /// in. T is float or bf16, summed in fp32 and rounded once, to nearest. The same bits on every
+    /// rank. comm: all ranks wait for each other twice per kChunkBytes; one that never comes is
+    /// waited for like in any MPI call.
+    template <class T>
+    void sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add);
 
     static constexpr std::int64_t kChunkBytes = 1 << 18;  // stays in L2 between write and read
     /// Shared bytes of one rank.
@@ -37,9 +38,7 @@ private:
         std::byte *values = nullptr, *sums = nullptr;
     };
     template <class T>
-    void sum_chunks(T* data, std::int64_t count);
-    template <class T>
-    void sum_chunk(T* data, std::int64_t count);
+    void sum_chunk(T* out, const T* in, std::int64_t count, SumOrder order, bool add);
     void wait_for_all(std::uint64_t* Part::*counter);
 
     MPI_Comm comm_ = MPI_COMM_NULL;

@@ -61,26 +61,29 @@ struct Rows {
 
 /// All row panels of a (m rows) against one panel of b: c columns [0, width).
 void multiply_panel(const MicroKernels& micro, std::int64_t m, std::int64_t k, const Rows& a,
-                    const Panel& b, std::int64_t width, float* c, std::int64_t ldc, bool add) {
+                    const Panel& b, std::int64_t width, float* c, std::int64_t ldc, Into into) {
     for (std::int64_t r = 0; r < m; r += micro.mr, c += micro.mr * ldc) {
         const std::int64_t rows = std::min<std::int64_t>(micro.mr, m - r);
-        const auto kernel = [&](float* to, std::int64_t ld_to, bool add_to) {
+        const auto kernel = [&](float* to, std::int64_t ld_to, Into how) {
             if (a.ld != 0)
                 micro.in_place[rows - 1](k, a.data + r * a.ld, a.ld, b.data, b.stride, to, ld_to,
-                                         add_to);
+                                         how);
             else
-                micro.for_rows[rows - 1](k, a.data + r * k, b.data, b.stride, to, ld_to, add_to);
+                micro.for_rows[rows - 1](k, a.data + r * k, b.data, b.stride, to, ld_to, how);
         };
         if (width == micro.nr) {
-            kernel(c, ldc, add);
+            kernel(c, ldc, into);
             continue;
         }
-        float tile[kMaxMr * kMaxNr];
-        kernel(tile, micro.nr, false);
+        float tile[kMaxMr * kMaxNr] = {};
+        if (into == Into::chain)
+            for (std::int64_t i = 0; i < rows; ++i)
+                std::copy_n(c + i * ldc, width, tile + i * micro.nr);
+        kernel(tile, micro.nr, into == Into::add ? Into::write : into);
         for (std::int64_t i = 0; i < rows; ++i)
             for (std::int64_t j = 0; j < width; ++j) {
                 const float x = tile[i * micro.nr + j];
-                c[i * ldc + j] = add ? c[i * ldc + j] + x : x;
+                c[i * ldc + j] = into == Into::add ? c[i * ldc + j] + x : x;
             }
     }
 }
@@ -136,12 +139,16 @@ void store_rounded(const Block& s, std::int64_t i, std::int64_t m, std::int64_t 
 template <class Multiply>
 void own_region(const Block& s, std::int64_t i, std::int64_t m, std::int64_t j, std::int64_t n,
                 const Multiply& multiply) {
-    if (s.narrow() && s.g.accumulate && s.p0 == 0)
+    const std::int64_t first = s.g.k_begin;
+    if (s.narrow() && s.g.accumulate && s.p0 == first)
         s.g.c.dtype == DType::bf16 ? load_narrow<bf16>(s, i, m, j, n)
                                    : load_narrow<fp16>(s, i, m, j, n);
     for (std::int64_t p = s.p0; p < s.p0 + s.k; p += kGemmBlockK)
-        multiply(p, s.steps(p), s.g.accumulate || p > 0);
-    if (s.narrow() && s.p0 + s.k == s.g.k) store_rounded(s, i, m, j, n);
+        multiply(p, s.steps(p),
+                 !s.g.accumulate && p == first ? Into::write
+                 : s.g.chain                   ? Into::chain
+                                               : Into::add);
+    if (s.narrow() && s.p0 + s.k == first + s.g.k) store_rounded(s, i, m, j, n);
 }
 
 /// Packs op(a)'s rows, or op(b)'s columns, [first, first + count) over all steps of the block.
@@ -189,10 +196,10 @@ void multiply_wide(const Block& s) {
     parallel_for(panels, s.grain(panels, range), [&](auto begin, auto end) {
         for (; begin < end; ++begin) {
             const std::int64_t j = begin * nr, n = std::min(nr, s.n - j);
-            own_region(s, 0, s.m, j, n, [&](std::int64_t p, std::int64_t k, bool add) {
+            own_region(s, 0, s.m, j, n, [&](std::int64_t p, std::int64_t k, Into into) {
                 const float* const a = s.a + (p - s.p0) * s.panels_a() * s.micro.mr;
                 multiply_panel(s.micro, s.m, k, {a}, own_panel(s, begin, p, k), n, s.c + j, s.ldc,
-                               add);
+                               into);
             });
         }
     });
@@ -229,12 +236,12 @@ void multiply_tall(const Block& s) {
     parallel_for(ceil_div(s.m, rows), 1, [&](auto begin, auto end) {
         for (; begin < end; ++begin) {
             const std::int64_t i = begin * rows, m = std::min(rows, s.m - i);
-            own_region(s, i, m, 0, s.n, [&](std::int64_t p, std::int64_t k, bool add) {
+            own_region(s, i, m, 0, s.n, [&](std::int64_t p, std::int64_t k, Into into) {
                 const Rows a = own_rows(s, i, m, p, k);
                 const float* const b = s.b + (p - s.p0) * s.panels_b() * nr;
                 for (std::int64_t j = 0; j < s.n; j += nr)
                     multiply_panel(s.micro, m, k, a, {b + j * k, nr}, std::min(nr, s.n - j),
-                                   s.c + i * s.ldc + j, s.ldc, add);
+                                   s.c + i * s.ldc + j, s.ldc, into);
             });
         }
     });
@@ -252,8 +259,9 @@ void multiply_columns(Block s) {
         s.a = scratch<PackedA, float>(s.panels_a() * s.micro.mr * depth);
     else
         s.b = scratch<PackedB, float>(s.panels_b() * s.micro.nr * depth);
-    for (s.p0 = 0; s.p0 < s.g.k; s.p0 += depth) {
-        s.k = std::min(depth, s.g.k - s.p0);
+    const std::int64_t end = s.g.k_begin + s.g.k;
+    for (s.p0 = s.g.k_begin; s.p0 < end; s.p0 += depth) {
+        s.k = std::min(depth, end - s.p0);
         wide ? multiply_wide(s) : multiply_tall(s);
     }
 }

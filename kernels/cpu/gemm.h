@@ -32,15 +32,16 @@ Result result(T* data, std::int64_t ld) {
 }
 
 /// c = op(a) op(b), or c += with `accumulate`. op(a) is (m, k), op(b) is (k, n); a transposed
-/// operand is stored as (k, m) or (n, k). Blocks of kGemmBlockK along k: an element of c is one fma
-/// chain over ascending k inside a block, and the blocks are added in order, in fp32 also where c
-/// is narrower: that is rounded once. Nothing else enters the bits. dtype: a, b: fp32 | bf16 | fp16
+/// operand is stored as (k, m) or (n, k). Only steps [k_begin, k_begin + k) of op(a) and op(b) enter.
+/// Blocks of kGemmBlockK along k: an element of c is one fma chain over ascending k inside a block,
+/// and the blocks are added in order; with `chain` it is one fma chain over all of k, which begins
+/// from c where `accumulate` says so. In fp32 also where c is narrower: that is rounded once. Nothing else enters the bits. dtype: a, b: fp32 | bf16 | fp16
 /// | e4m3 | e5m2 and c fp32 | bf16 | fp16; or all fp64
 struct Gemm {
-    std::int64_t m = 0, n = 0, k = 0;
+    std::int64_t m = 0, n = 0, k = 0, k_begin = 0;
     Operand a, b;
     Result c;
-    bool accumulate = false;
+    bool accumulate = false, chain = false;
     StochasticRounding rounding;  // of a bf16 c with accumulate; else to nearest
 };
 constexpr std::int64_t kGemmBlockK = 256;

@@ -21,15 +21,18 @@ constexpr int kPortableMr = 4, kPortableNr = 16;
 
 template <int Rows>
 void micro_portable(std::int64_t k, const float* a, const float* b, std::int64_t b_stride, float* c,
-                    std::int64_t ldc, bool add) {
-    float acc[Rows][kPortableNr] = {};
+                    std::int64_t ldc, Into into) {
+    float acc[Rows][kPortableNr];
+    for (int r = 0; r < Rows; ++r)
+        for (int j = 0; j < kPortableNr; ++j)
+            acc[r][j] = into == Into::chain ? c[r * ldc + j] : 0.0f;
     for (std::int64_t p = 0; p < k; ++p, a += kPortableMr, b += b_stride)
         for (int r = 0; r < Rows; ++r)
             for (int j = 0; j < kPortableNr; ++j)
                 acc[r][j] = __builtin_fmaf(a[r], b[j], acc[r][j]);
     for (int r = 0; r < Rows; ++r, c += ldc)
         for (int j = 0; j < kPortableNr; ++j)
-            c[j] = add ? c[j] + acc[r][j] : acc[r][j];
+            c[j] = into == Into::add ? c[j] + acc[r][j] : acc[r][j];
 }
 
 template <std::size_t... I>
@@ -45,12 +48,16 @@ constexpr int kAvx512Mr = 12, kAvx512Nr = 32;
 template <int Rows, bool Packed>
 [[STOA_TARGET_AVX512]] inline void sums_avx512(std::int64_t k, const float* a, std::int64_t lda,
                                                const float* b, std::int64_t b_stride, float* c,
-                                               std::int64_t ldc, bool add) {
+                                               std::int64_t ldc, Into into) {
     __m512 acc[Rows][2];
     prefetch_tile<Rows, 2>(c, ldc);
 #pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r)
+    for (int r = 0; r < Rows; ++r) {
         acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+        if (into != Into::chain) continue;
+        acc[r][0] = _mm512_loadu_ps(c + r * ldc);
+        acc[r][1] = _mm512_loadu_ps(c + r * ldc + 16);
+    }
 #pragma GCC unroll 2
     for (std::int64_t p = 0; p < k; ++p, a += Packed ? kAvx512Mr : 1, b += b_stride) {
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
@@ -63,7 +70,7 @@ template <int Rows, bool Packed>
     }
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r, c += ldc) {
-        if (add) {
+        if (into == Into::add) {
             acc[r][0] = _mm512_add_ps(_mm512_loadu_ps(c), acc[r][0]);
             acc[r][1] = _mm512_add_ps(_mm512_loadu_ps(c + 16), acc[r][1]);
         }
@@ -75,14 +82,14 @@ template <int Rows, bool Packed>
 template <int Rows>
 [[STOA_TARGET_AVX512]] void micro_avx512(std::int64_t k, const float* a, const float* b,
                                          std::int64_t b_stride, float* c, std::int64_t ldc,
-                                         bool add) {
-    sums_avx512<Rows, true>(k, a, 0, b, b_stride, c, ldc, add);
+                                         Into into) {
+    sums_avx512<Rows, true>(k, a, 0, b, b_stride, c, ldc, into);
 }
 template <int Rows>
 [[STOA_TARGET_AVX512]] void micro_rows_avx512(std::int64_t k, const float* a, std::int64_t lda,
                                               const float* b, std::int64_t b_stride, float* c,
-                                              std::int64_t ldc, bool add) {
-    sums_avx512<Rows, false>(k, a, lda, b, b_stride, c, ldc, add);
+                                              std::int64_t ldc, Into into) {
+    sums_avx512<Rows, false>(k, a, lda, b, b_stride, c, ldc, into);
 }
 
 // 6 x 16 in 12 of the 16 registers.
@@ -90,12 +97,16 @@ constexpr int kAvx2Mr = 6, kAvx2Nr = 16;
 
 template <int Rows>
 [[STOA_TARGET_AVX2]] void micro_avx2(std::int64_t k, const float* a, const float* b,
-                                     std::int64_t b_stride, float* c, std::int64_t ldc, bool add) {
+                                     std::int64_t b_stride, float* c, std::int64_t ldc, Into into) {
     __m256 acc[Rows][2];
     prefetch_tile<Rows, 1>(c, ldc);
 #pragma GCC unroll 6
-    for (int r = 0; r < Rows; ++r)
+    for (int r = 0; r < Rows; ++r) {
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+        if (into != Into::chain) continue;
+        acc[r][0] = _mm256_loadu_ps(c + r * ldc);
+        acc[r][1] = _mm256_loadu_ps(c + r * ldc + 8);
+    }
     for (std::int64_t p = 0; p < k; ++p, a += kAvx2Mr, b += b_stride) {
         const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
 #pragma GCC unroll 6
@@ -107,7 +118,7 @@ template <int Rows>
     }
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r, c += ldc) {
-        if (add) {
+        if (into == Into::add) {
             acc[r][0] = _mm256_add_ps(_mm256_loadu_ps(c), acc[r][0]);
             acc[r][1] = _mm256_add_ps(_mm256_loadu_ps(c + 8), acc[r][1]);
         }

@@ -373,3 +373,83 @@ TEST_CASE("matmul refuses what does not fit") {
     CHECK_THROWS_AS(matmul({.c = c, .a = a, .b = b}, {.device = {DeviceKind::cuda, 0}}),
                     DeviceError);
 }
+
+namespace {
+
+// Steps [k0, k0 + k) of s.k.
+struct Span {
+    std::int64_t begin, count;
+};
+Tensor product(const Operands& o, const Case& s, DType c, const std::vector<Span>& spans,
+               bool chain) {
+    Tensor out({s.m, s.n}, c);
+    bool first = true;
+    for (const Span& span : spans) {
+        MatmulArgs args = args_of(o, out, !first);
+        args.chain = chain;
+        args.k_begin = span.begin;
+        args.k_count = span.count;
+        matmul(args, {});
+        first = false;
+    }
+    return out;
+}
+
+}  // namespace
+
+TEST_CASE("a chained sum does not depend on how k is dealt out to calls") {
+    const Case s = GENERATE(Case{37, 41, 700}, Case{300, 19, 640}, Case{5, 270, 384});
+    const auto d = GENERATE(Dtypes{DType::fp32, DType::fp32, DType::fp32},
+                            Dtypes{DType::e4m3, DType::bf16, DType::fp32},
+                            Dtypes{DType::fp64, DType::fp64, DType::fp64});
+    for (const bool ta : {false, true})
+        for (const bool tb : {false, true}) {
+            const Operands o = make_operands(s, d, ta, tb, Blocks::column, Blocks::row);
+            std::vector<std::vector<std::byte>> bits;
+            for (const cpu::Isa isa : available_isas()) {
+                const IsaScope scope(isa);
+                for (const auto& spans :
+                     {std::vector<Span>{{0, s.k}}, {{0, 256}, {256, s.k - 256}},
+                      {{0, 1}, {1, 127}, {128, 130}, {258, s.k - 258}}})
+                    bits.push_back(bytes_of(product(o, s, d.c, spans, true)));
+            }
+            CAPTURE(s.m, s.n, s.k, dtype_name(d.a), ta, tb);
+            for (const auto& b : bits)
+                CHECK(b == bits.front());
+            // Cut into blocks, the same sum is close, but another.
+            const Tensor cut = product(o, s, d.c, {{0, s.k}}, false);
+            const Tensor whole = product(o, s, d.c, {{0, s.k}}, true);
+            CHECK(relative_error(to_double(cut), to_double(whole)) < 1e-5);
+            CHECK(bytes_of(cut) != bytes_of(whole));
+        }
+}
+
+TEST_CASE("k_begin and k_count take the product of a part") {
+    const Case s{33, 47, 512};
+    const auto d = GENERATE(Dtypes{DType::fp32, DType::fp32, DType::fp32},
+                            Dtypes{DType::e4m3, DType::e4m3, DType::fp32},
+                            Dtypes{DType::bf16, DType::bf16, DType::bf16});
+    for (const bool ta : {false, true})
+        for (const bool tb : {false, true}) {
+            const Operands o = make_operands(s, d, ta, tb);
+            const auto a = values_of(o.a), b = values_of(o.b);
+            const Span span = GENERATE(Span{128, 256}, Span{384, 0}, Span{130, 7});
+            const std::int64_t count = span.count > 0 ? span.count : s.k - span.begin;
+            std::vector<double> exact;
+            for (std::int64_t i = 0; i < s.m; ++i)
+                for (std::int64_t j = 0; j < s.n; ++j) {
+                    double sum = 0.0;
+                    for (std::int64_t p = span.begin; p < span.begin + count; ++p)
+                        sum += a[static_cast<std::size_t>(ta ? p * s.m + i : i * s.k + p)] *
+                               b[static_cast<std::size_t>(tb ? j * s.k + p : p * s.n + j)];
+                    exact.push_back(sum);
+                }
+            for (const cpu::Isa isa : available_isas()) {
+                const IsaScope scope(isa);
+                CHECK(relative_error(to_double(product(o, s, d.c, {span}, false)), exact) <
+                      tolerance(d.c));
+            }
+        }
+    const Operands o = make_operands(s, {DType::fp32, DType::fp32, DType::fp32}, false, false);
+    CHECK_THROWS_AS(product(o, s, DType::fp32, {{500, 13}}, false), ShapeError);
+}

@@ -94,6 +94,40 @@ TEST_CASE("sums through shared memory are the sums of messages", "[multirank]") 
     close_mesh(mesh);
 }
 
+TEST_CASE("a sum has the documented order, through memory and through messages", "[multirank]") {
+    Mesh mesh = world_mesh();
+    const int size = mesh.world.size();
+    const std::int64_t n = GENERATE(3, 4097, 300001);  // all-gather, and more than one chunk
+    const auto value = [](int rank, std::int64_t i) {
+        const auto r = philox(9, static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(rank));
+        return std::ldexp(static_cast<float>(r[0]) - 0x1p31f, static_cast<int>(r[1] % 40) - 20);
+    };
+    Tensor mine({n}, DType::fp32), tree({n}, DType::fp32), chain({n}, DType::fp32);
+    for (std::int64_t i = 0; i < n; ++i)
+        mine.as<float>()[static_cast<std::size_t>(i)] = value(mesh.world.rank(), i);
+    for (const Communicator* comm : {&mesh.world, &mesh.dp}) {  // messages, shared memory
+        std::copy_n(mine.as<float>().data(), n, tree.as<float>().data());
+        all_reduce(tree, ReduceOp::sum, *comm, {});
+        chain_sum(chain, false, mine, *comm, {});
+        chain_sum(chain, true, mine, *comm, {});
+        std::int64_t wrong = 0;
+        for (std::int64_t i = 0; i < n; ++i) {
+            const auto x = [&](int r) { return value(r, i); };
+            const float pairs = size == 2 ? x(0) + x(1) : (x(0) + x(1)) + (x(2) + x(3));
+            float one = x(0);
+            for (int r = 1; r < 2 * size; ++r)
+                one += x(r % size);
+            wrong += tree.as<float>()[static_cast<std::size_t>(i)] != pairs ||
+                     chain.as<float>()[static_cast<std::size_t>(i)] != one;
+        }
+        CAPTURE(comm->name(), n);
+        CHECK(wrong == 0);
+    }
+    Tensor other({n + 1}, DType::fp32);
+    CHECK_THROWS_AS(chain_sum(other, false, mine, mesh.world, {}), ShapeError);
+    close_mesh(mesh);
+}
+
 TEST_CASE("a mesh puts tp ranks next to each other", "[multirank]") {
     int rank = 0, size = 1;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
