@@ -140,22 +140,49 @@ void check_batch(const RunConfig& c, Rules& rules) {
                 "batch.global_batch: expected a multiple of micro_batch x dp = {} x {}, got {}",
                 b.micro_batch, dp, b.global_batch),
             fmt::format("nearest: {}", multiples_around(b.global_batch, b.micro_batch * dp)));
-    } else if (dp > 0 && b.grad_accum > 0 && b.micro_batch * dp * b.grad_accum != b.global_batch) {
-        rules.require(
-            false, {"batch.grad_accum", key, "batch.micro_batch", "parallel.dp"},
-            fmt::format(
-                "batch.global_batch = {} is not micro_batch x grad_accum x dp = {} x {} x {} = {}",
-                b.global_batch, b.micro_batch, b.grad_accum, dp, b.micro_batch * dp * b.grad_accum),
-            fmt::format("set batch.grad_accum={} or leave it at auto",
-                        b.global_batch / (b.micro_batch * dp)));
-    } else if (dp == 0 && b.grad_accum > 0 &&
-               b.global_batch % (b.micro_batch * b.grad_accum) != 0) {
-        rules.require(false, {"batch.grad_accum", key, "batch.micro_batch"},
-                      fmt::format("batch.global_batch: expected a multiple of micro_batch x "
-                                  "grad_accum = {} x {}, got {}",
-                                  b.micro_batch, b.grad_accum, b.global_batch),
-                      "leave batch.grad_accum at auto");
     }
+}
+
+// What "elastic DPxTP" promises: every mesh that divides it sums in its order.
+void check_determinism(const RunConfig& c, Rules& rules) {
+    const ParallelConfig& p = c.parallel;
+    const char* const key = "parallel.determinism";
+    rules.require(p.determinism != Determinism::elastic || is_elastic(c), {key, "precision.grads"},
+                  "parallel.determinism: elastic needs fp32 gradients, and precision.grads is bf16",
+                  "set precision.grads=fp32 or parallel.determinism=fast");
+    if (!is_elastic(c) || p.dp_shards == 0) return;
+    const std::string text = fmt::format("elastic {}x{}", p.dp_shards, p.tp_chunks);
+    const auto divides = [&](std::int64_t part, std::int64_t whole, const char* name,
+                             const std::vector<std::string>& keys) {
+        rules.require(part == 0 || whole % part == 0, keys,
+                      fmt::format("parallel.determinism: {} needs a {} that divides {}, got {}",
+                                  text, name, whole, part),
+                      "start a mesh that divides it, or another run with other sizes (fast: any "
+                      "mesh, other bits)");
+    };
+    divides(p.dp, p.dp_shards, "dp", {key, "parallel.dp"});
+    divides(p.tp, p.tp_chunks, "tp", {key, "parallel.tp"});
+    rules.require((p.tp & (p.tp - 1)) == 0 || p.tp == p.tp_chunks, {key, "parallel.tp"},
+                  fmt::format("parallel.determinism: {} needs tp = {} or a power of two, got {}",
+                              text, p.tp_chunks, p.tp),
+                  "the sums over tp form a binary tree");
+    for (const auto& [name, value] : {std::pair{"n_heads", c.model.n_heads},
+                                      {"n_kv_heads", c.model.n_kv_heads},
+                                      {"d_ff", c.model.d_ff}}) {
+        rules.require(value % p.tp_chunks == 0, {key, std::string("model.") + name},
+                      fmt::format("parallel.determinism: {} needs a multiple of {} as model.{}, "
+                                  "got {}",
+                                  text, p.tp_chunks, name, value),
+                      "use fewer tp chunks, or another model size");
+        if (value % p.tp_chunks != 0) break;
+    }
+    const std::int64_t unit = c.batch.micro_batch * p.dp_shards;
+    rules.require(c.batch.global_batch % unit == 0,
+                  {key, "batch.global_batch", "batch.micro_batch"},
+                  fmt::format("parallel.determinism: {} needs a multiple of micro_batch x {} = {} "
+                              "as batch.global_batch, got {}",
+                              text, p.dp_shards, unit, c.batch.global_batch),
+                  fmt::format("nearest: {}", multiples_around(c.batch.global_batch, unit)));
 }
 
 void check_schedule(const RunConfig& c, Rules& rules) {
@@ -270,6 +297,7 @@ void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<P
     check_model(config, rules);
     check_precision(config, rules);
     check_batch(config, rules);
+    check_determinism(config, rules);
     check_stages(config, rules);
     check_sources(config, rules);
     check_schedule(config, rules);
@@ -305,7 +333,8 @@ RunConfig resolve_for_world(RunConfig config, int world_size) {
         KeyPlaces none;
         Rules rules{none, problems};
         check_batch(config, rules);
-        if (problems.empty() && config.batch.grad_accum == 0)
+        check_determinism(config, rules);
+        if (problems.empty())
             config.batch.grad_accum = config.batch.global_batch / (config.batch.micro_batch * dp);
     }
     if (problems.empty()) return config;

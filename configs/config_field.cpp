@@ -155,6 +155,35 @@ struct Reader {
         *f.tokens = tokens.value;
         return true;
     }
+    bool read(const ConfigNode& node, DeterminismField f) {
+        if (!need_scalar(node)) return false;
+        const std::string& text = node.text;
+        const std::string word = text.substr(0, text.find(' '));
+        static const std::vector<std::string> words = {"auto", "elastic", "fast"};
+        const auto found = std::find(words.begin(), words.end(), word);
+        const bool sized = text.size() > word.size();
+        if (found == words.end() || (sized && word != "elastic")) {
+            const auto close = suggest(word, words);
+            return refuse(node, "expected " + type_text(row) +
+                                    (close.empty() || found != words.end()
+                                         ? ""
+                                         : fmt::format(" (did you mean '{}'?)", close.front())));
+        }
+        if (sized) {
+            const std::size_t cross = text.find('x', word.size());
+            if (cross == std::string::npos) return refuse(node, "expected DPxTP behind elastic");
+            const auto dp = parse_count(text.substr(word.size() + 1, cross - word.size() - 1), "");
+            const auto tp = parse_count(text.substr(cross + 1), "");
+            if (!dp.ok() || !tp.ok() || !in_range(static_cast<double>(dp.value), row.range) ||
+                !in_range(static_cast<double>(tp.value), row.range))
+                return refuse(node,
+                              "expected two whole numbers DPxTP behind elastic (elastic 4x2)");
+            *f.dp_shards = dp.value;
+            *f.tp_chunks = tp.value;
+        }
+        *f.mode = static_cast<Determinism>(found - words.begin());
+        return true;
+    }
     bool read(const ConfigNode& node, IntervalField f) {
         if (!need_scalar(node)) return false;
         const Parsed<std::int64_t> steps = parse_count(node.text, "steps");
@@ -259,6 +288,12 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                 return *f.tokens >= 0 ? format_count(*f.tokens, "tokens")
                                       : fmt::format("{}", *f.fraction);
             },
+            [](DeterminismField f) -> std::string {
+                if (*f.mode == Determinism::automatic) return "auto";
+                if (*f.mode == Determinism::fast) return "fast";
+                return *f.dp_shards == 0 ? "elastic"
+                                         : fmt::format("elastic {}x{}", *f.dp_shards, *f.tp_chunks);
+            },
             [](IntervalField f) {
                 return *f.seconds > 0.0 ? format_duration(*f.seconds)
                                         : format_count(*f.steps, "steps");
@@ -300,6 +335,7 @@ std::string type_text(const KeyRow& row) {
             [](FractionField) -> std::string { return "a fraction or percentage"; },
             [](BetasField) -> std::string { return "a list of two numbers"; },
             [](WarmupField) -> std::string { return "a percentage or tokens"; },
+            [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration"; },
             [](std::vector<std::string>*) -> std::string { return "a list of names"; },
             [](std::map<std::string, double>*) -> std::string {

@@ -43,6 +43,7 @@ const std::vector<KeyRow>& key_rows() {
         {"parallel.recompute", "", kAny, plain, "what backward computes again instead of keeping it: selective: norms and SwiGLU; full: the whole block", [](T t) -> F { return &t.run->parallel.recompute; }},
         {"parallel.recompute_layers", "", kAny, automatic, "blocks that recompute, as ranges ([0-3, 7]); auto: all", [](T t) -> F { return &t.run->parallel.recompute_layers; }},
         {"parallel.threads", "", between(0, 4096), automatic, "threads of each CPU rank; auto: the machine's cores / its ranks", [](T t) -> F { return &t.run->parallel.threads; }},
+        {"parallel.determinism", "", between(1, 1 << 20), plain, "elastic: the same bits on every mesh that divides DPxTP (elastic 4x2; without: the mesh of the first start); fast: only on the same mesh; auto: elastic where gradients are fp32", [](T t) -> F { return DeterminismField{&t.run->parallel.determinism, &t.run->parallel.dp_shards, &t.run->parallel.tp_chunks}; }},
 
         {"precision.recipe", "", kAny, plain, "formats of weights, activations and optimizer state, see docs/precision.md; fp64 is the slow reference mode", [](T t) -> F { return &t.run->precision.recipe; }},
         {"precision.ffn", "", kAny, plain, "feed-forward weights and activations: fp8, bf16 or fp32; auto: by the recipe, as the others below", [](T t) -> F { return &t.run->precision.ffn; }},
@@ -66,9 +67,8 @@ const std::vector<KeyRow>& key_rows() {
         {"schedule.decay", "", between(0, 1), plain, "wsd: part of all tokens in the final linear decay", [](T t) -> F { return FractionField{&t.run->schedule.decay}; }},
         {"schedule.final_lr", "", between(0, 1), plain, "learning rate at the end, as part of the peak", [](T t) -> F { return FractionField{&t.run->schedule.final_lr}; }},
 
-        {"batch.global_batch", "sequences", between(1, 1 << 24), plain, "sequences per optimizer step over all ranks", [](T t) -> F { return &t.run->batch.global_batch; }},
+        {"batch.global_batch", "sequences", between(1, 1 << 24), plain, "sequences per optimizer step over all ranks; each rank accumulates over global_batch / (micro_batch x dp) micro-batches", [](T t) -> F { return &t.run->batch.global_batch; }},
         {"batch.micro_batch", "sequences", between(1, 1 << 20), plain, "sequences of one forward and backward on one replica", [](T t) -> F { return &t.run->batch.micro_batch; }},
-        {"batch.grad_accum", "", between(0, 1 << 24), automatic, "micro-batches per step; auto: global_batch / (micro_batch x dp)", [](T t) -> F { return &t.run->batch.grad_accum; }},
 
         {"stages[].name", "", kAny, required, "name of the curriculum stage", [](T t) -> F { return &t.stage->name; }},
         {"stages[].tokens", "tokens", between(1, 1e15), required, "token budget; the last step may go past it", [](T t) -> F { return &t.stage->tokens; }},
@@ -106,7 +106,7 @@ const KeyRow* find_key_row(const std::string& key) {
 
 const std::map<std::string, std::string>& key_aliases() {
     static const std::map<std::string, std::string> aliases = {
-        {"accumulate_grad_batches", "batch.grad_accum"},
+        {"accumulate_grad_batches", "batch.global_batch"},
         {"adam_beta1", "optimizer.betas"},
         {"adam_beta2", "optimizer.betas"},
         {"adam_eps", "optimizer.eps"},
@@ -122,8 +122,9 @@ const std::map<std::string, std::string>& key_aliases() {
         {"eval_interval", "eval.every"},
         {"ffn_hidden_size", "model.d_ff"},
         {"grad_clip", "optimizer.max_norm"},
-        {"gradient_accumulation", "batch.grad_accum"},
-        {"gradient_accumulation_steps", "batch.grad_accum"},
+        {"grad_accum", "batch.global_batch"},
+        {"gradient_accumulation", "batch.global_batch"},
+        {"gradient_accumulation_steps", "batch.global_batch"},
         {"gradient_checkpointing", "parallel.recompute"},
         {"hidden_dim", "model.d_model"},
         {"hidden_size", "model.d_model"},

@@ -31,13 +31,18 @@ struct IntervalField {
     std::int64_t* steps;
     double* seconds;
 };
+struct DeterminismField {
+    Determinism* mode;
+    std::int64_t *dp_shards, *tp_chunks;
+};
 struct FractionField {
     double* value;
 };
-using ConfigField = std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*,
-                                 FractionField, BetasField, WarmupField, IntervalField,
-                                 std::vector<std::string>*, std::map<std::string, double>*,
-                                 Recompute*, Recipe*, Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
+using ConfigField =
+    std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
+                 BetasField, WarmupField, IntervalField, DeterminismField,
+                 std::vector<std::string>*, std::map<std::string, double>*, Recompute*, Recipe*,
+                 Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
 
 struct KeyRange {
     double low = -std::numeric_limits<double>::infinity();

@@ -110,4 +110,15 @@ Recompute recompute_of(const RunConfig& config, std::int64_t layer) {
     return Recompute::none;
 }
 
+bool is_elastic(const RunConfig& config) {
+    return config.parallel.determinism != Determinism::fast &&
+           size_of(formats_of(config.precision).grad) >= 4;
+}
+
+VirtualMesh virtual_mesh(const RunConfig& config, std::int64_t dp, std::int64_t tp) {
+    const ParallelConfig& p = config.parallel;
+    if (!is_elastic(config) || p.dp_shards == 0) return {dp, tp};
+    return {p.dp_shards, p.tp_chunks};
+}
+
 }  // namespace stoa

@@ -27,6 +27,15 @@ Formats formats_of(const PrecisionConfig& precision);
 /// The format of one block's feed-forward layers.
 DType ffn_format(const Formats& formats, const RunConfig& config, std::int64_t layer);
 
+/// Whether sums keep one order on every mesh (parallel.determinism).
+bool is_elastic(const RunConfig& config);
+/// The virtual ranks whose order that is; without given sizes, and where sums may differ, those of
+/// the mesh itself.
+struct VirtualMesh {
+    std::int64_t dp_shards, tp_chunks;
+};
+VirtualMesh virtual_mesh(const RunConfig& config, std::int64_t dp, std::int64_t tp);
+
 /// What block `layer` computes again in backward. The ranges were checked by check_rules.
 Recompute recompute_of(const RunConfig& config, std::int64_t layer);
 /// "3" or "0-3" as [first, last]; false when it is neither.

@@ -15,6 +15,7 @@ enum class Moments { automatic, fp32, bf16, fp8_bf16, fp8 };  // Adam m and v
 enum class ScheduleKind { wsd, cosine, linear, constant };
 enum class SourceKind { shards, reasoning };
 enum class LossOn { all, solution };
+enum class Determinism { automatic, elastic, fast };
 
 /// run.*
 struct RunSection {
@@ -45,6 +46,10 @@ struct ParallelConfig {
     Recompute recompute = Recompute::none;
     std::vector<std::string> recompute_layers;  // "0-3", "7": where it applies; empty = everywhere
     std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
+    // elastic: sums have the order of `dp_shards` x `tp_chunks` virtual ranks on every mesh that
+    // divides them; 0: as many as the mesh has. auto: elastic where gradients are wide.
+    Determinism determinism = Determinism::automatic;
+    std::int64_t dp_shards = 0, tp_chunks = 0;  // "elastic 4x2"
 };
 
 /// precision.*
@@ -87,7 +92,8 @@ struct ScheduleConfig {
 struct BatchConfig {
     std::int64_t global_batch = 16;  // sequences per step
     std::int64_t micro_batch = 4;    // sequences per forward/backward of one dp rank
-    std::int64_t grad_accum = 0;     // 0 = auto: global_batch / (micro_batch * dp)
+    // Not a key: follows from the others and dp (resolve_for_world).
+    std::int64_t grad_accum = 0;  // micro-batches of a rank per step
 };
 
 /// stages[]: one entry per curriculum stage, in order

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 
 #include "data/reasoning/engine.h"
@@ -245,20 +246,25 @@ TokenLoader::TokenLoader(TokenLoader&&) noexcept = default;
 TokenLoader::~TokenLoader() = default;
 
 std::vector<MicroBatch> TokenLoader::load_step(const CurriculumState& state, std::int64_t dp_rank,
-                                               std::int64_t dp_size) const {
+                                               std::int64_t dp_size, std::int64_t dp_shards) const {
     const BatchConfig& batch = state_->config.batch;
-    if (dp_size < 1 || dp_rank < 0 || dp_rank >= dp_size ||
-        batch.global_batch % (dp_size * batch.micro_batch) != 0)
+    if (dp_size < 1 || dp_rank < 0 || dp_rank >= dp_size || dp_shards % dp_size != 0 ||
+        batch.global_batch % (dp_shards * batch.micro_batch) != 0)
         throw DataError(
             {.what = "the batch does not divide over the ranks",
              .where = "batch",
              .expected = fmt::format(
-                 "global_batch = micro_batch * grad_accum * dp, dp_rank < dp = {}", dp_size),
+                 "global_batch a multiple of micro_batch * {}, and that of dp = {} > dp_rank",
+                 dp_shards, dp_size),
              .actual = fmt::format("global_batch {}, micro_batch {}, dp_rank {}",
                                    batch.global_batch, batch.micro_batch, dp_rank)});
     const std::int64_t seq_len = stage_at(state, state_->config).seq_len;
+    const std::int64_t shard_rows = batch.global_batch / dp_shards;
     const std::int64_t local = batch.global_batch / dp_size;
-    const auto slots = assign_slots(state_->config, state, dp_rank * local, local);
+    std::vector<SlotAssignment> slots;
+    for (std::int64_t shard = dp_rank; shard < dp_shards; shard += dp_size)
+        std::ranges::copy(assign_slots(state_->config, state, shard * shard_rows, shard_rows),
+                          std::back_inserter(slots));
     std::vector<MicroBatch> out;
     for (std::int64_t i = 0; i < local; ++i) {
         if (i % batch.micro_batch == 0) out.push_back(make_micro_batch(batch.micro_batch, seq_len));

@@ -19,8 +19,8 @@ struct MicroBatch {
 };
 
 /// Samples of a run. Sample `slot` of step `s` is a pure function of (seed, s, slot): the same
-/// whatever dp, micro_batch or restart. dp rank d takes slots [d * n, (d + 1) * n), n =
-/// global_batch / dp.
+/// whatever dp, micro_batch or restart. A step is cut into `dp_shards` equal runs of slots; dp rank
+/// d takes shards d, d + dp, d + 2 dp ... (one each where dp_shards = dp).
 class TokenLoader {
 public:
     /// Opens the train split of every shards source and the generators of every reasoning source.
@@ -28,7 +28,7 @@ public:
     /// or damaged shards, another tokenizer's shards, fewer tokens than a stage's seq_len + 1, a
     /// stage that mixes an unknown source)
     TokenLoader(const RunConfig& config, const Tokenizer& tokenizer);
-    /// grad_accum micro-batches of dp rank `dp_rank` of `dp_size`.
+    /// The micro-batches of dp rank `dp_rank` of `dp_size`, shard after shard.
     /// shards: ordinal n is window permute(n % windows) of epoch n / windows; windows are disjoint
     /// runs of seq_len + 1 tokens that share their ends. No target follows an end-of-text token.
     /// reasoning: whole problems, "prompt solution end-of-text", one after the other; the rest of
@@ -36,7 +36,7 @@ public:
     /// that generating from a prompt meets the ids of training.
     /// errors: DataError (a problem longer than seq_len)
     std::vector<MicroBatch> load_step(const CurriculumState& state, std::int64_t dp_rank,
-                                      std::int64_t dp_size) const;
+                                      std::int64_t dp_size, std::int64_t dp_shards) const;
     /// Held-out sequences of a shards source: `count` rows of `seq_len` from its holdout split,
     /// evenly spaced; fewer when the split is small (one padded row when it is shorter than
     /// seq_len + 1). errors: DataError when it is empty.

@@ -33,6 +33,9 @@ void cross_entropy_exp_sum(const ExpSumArgs& args, const Exec& exec) {
     require_row_values(args.row_max, args.logits, "cross_entropy: row_max");
     require_targets(args.targets, args.logits);
     require_valid(args.vocab_valid, args.logits);
+    require(args.chunk >= 0 && (args.chunk == 0 || args.logits.cols() % args.chunk == 0),
+            "cross_entropy: chunk", "a divisor of the columns of logits",
+            std::to_string(args.chunk));
     require_cpu(exec, "cross_entropy");
     cpu::cross_entropy_exp_sum(args);
 }

@@ -25,11 +25,13 @@ void cast(TensorView y, ConstTensorView x, const Exec& exec) {
     cpu::cast(y, x);
 }
 
-void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec) {
-    require_numel(out, 1, "sum_of_squares: out");
-    require_dtype(out, DType::fp64, "sum_of_squares: out");
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
+    if (x.empty()) return;
+    const std::int64_t cols = x.cols();
+    require(piece >= 0 && cols % std::max<std::int64_t>(1, piece) == 0, "sum_of_squares: piece",
+            "a divisor of the columns", std::to_string(piece));
     require_cpu(exec, "sum_of_squares");
-    cpu::sum_of_squares(out, x);
+    cpu::sum_of_squares(out, x, piece == 0 ? cols : piece);
 }
 
 void flag_nonfinite(TensorView flag, ConstTensorView x, const Exec& exec) {

@@ -1,4 +1,5 @@
 #pragma once
+#include "kernels/core/exact_sum.h"
 #include "kernels/core/exec.h"
 
 namespace stoa {
@@ -9,8 +10,10 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b, const Exec& exec);
 /// y = x, rounded to nearest even where y is narrower.     dtype: fp32 | bf16 | fp16 | fp64, any to
 /// any
 void cast(TensorView y, ConstTensorView x, const Exec& exec);
-/// out (1) fp64 += sum of x^2, summed in float64.     x: fp32 | bf16 | fp64
-void sum_of_squares(TensorView out, ConstTensorView x, const Exec& exec);
+/// out += sum of x^2: each row in pieces of `piece` columns (0: one), a piece in float64, and the
+/// pieces without rounding. So the sum does not depend on how rows, or whole pieces of
+/// them, are dealt out to ranks.     x: fp32 | bf16 | fp64
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec);
 /// flag (1) int32 |= 1 where x holds Inf or NaN.     x: fp32 | bf16 | fp16 | fp64
 void flag_nonfinite(TensorView flag, ConstTensorView x, const Exec& exec);
 

@@ -22,7 +22,8 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
     require_shape(args.d_x, x.shape, "rms_norm: d_x");
     require_shape(args.d_y, x.shape, "rms_norm: d_y");
     require_numel(args.weight, x.cols(), "rms_norm: weight");
-    require_numel(args.d_weight, x.cols(), "rms_norm: d_weight");
+    require(args.d_weight.numel() > 0 && args.d_weight.numel() % x.cols() == 0,
+            "rms_norm: d_weight", "(d) or (groups, d)", args.d_weight.shape.str());
     require_numel(args.rstd, x.rows(), "rms_norm: rstd");
     require_dtype(args.d_x, x.dtype, "rms_norm: d_x");
     require(args.d_y.dtype == x.dtype || args.d_y.dtype == wide_dtype(x.dtype),

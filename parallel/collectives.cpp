@@ -67,8 +67,8 @@ bool for_summed_dtype(DType dtype, const Fn& fn) {
 
 void require_host(const TensorView& t, const char* name) {
     if (t.device.is_cuda())
-        throw DeviceError({.what = std::string(name) + " of GPU memory",
-                           .expected = "a build with NCCL"});
+        throw DeviceError(
+            {.what = std::string(name) + " of GPU memory", .expected = "a build with NCCL"});
 }
 
 }  // namespace
@@ -78,7 +78,8 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
     require_host(t, "all_reduce");
     const CommTimer timer;
     if (op == ReduceOp::sum && for_summed_dtype(t.dtype, [&]<class T>(T) {
-            sum(t.template as<T>().data(), t.template as<T>().data(), t.numel(), SumOrder::tree, false, comm);
+            sum(t.template as<T>().data(), t.template as<T>().data(), t.numel(), SumOrder::tree,
+                false, comm);
         }))
         return;
     mpi_all_reduce(t.data, t.numel(), t.dtype, op, comm);
@@ -113,6 +114,17 @@ double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm) {
     const CommTimer timer;
     mpi_all_reduce(&value, 1, DType::fp64, op, comm);
     return value;
+}
+
+ExactSum all_reduce(ExactSum sum, const Communicator& comm) {
+    if (comm.size() == 1) return sum;
+    const CommTimer timer;
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, sum.limb.data(), ExactSum::kLimbs, MPI_INT64_T, MPI_SUM,
+                            comm.handle()),
+              "all_reduce", comm);
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, &sum.nonfinite, 1, MPI_INT64_T, MPI_SUM, comm.handle()),
+              "all_reduce", comm);
+    return sum;
 }
 
 std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/core/exact_sum.h"
 #include "kernels/core/exec.h"
 #include "parallel/communicator.h"
 
@@ -26,6 +27,8 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
                Stream stream);
 
 double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm);
+/// The ranks' sum, without rounding.
+ExactSum all_reduce(ExactSum sum, const Communicator& comm);
 std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm);
 
 /// Rank `root`'s text on every rank.     comm: two broadcasts

@@ -1,21 +1,18 @@
 #pragma once
-// The order in which the values of the ranks are added, whatever carries them: so a sum has the same
-// bits through shared memory, through messages, and on every rank.
+// The order in which the values of the ranks are added, whatever carries them: so a sum has the
+// same bits through shared memory, through messages, and on every rank.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include "kernels/core/numeric.h"
+#include "kernels/core/tree.h"
 
 namespace stoa {
 
-/// tree:  halves of the ranks, the first one larger where they are odd, each summed likewise. Ranks
-///        that hold 2^n parts each, added likewise, give the sum that one rank with all parts gives.
+/// tree:  that of kernels/core/tree.h over the ranks
 /// chain: ((start + rank 0) + rank 1) + ...: goes on over any number of calls.
 enum class SumOrder { tree, chain };
-
-/// How many of `count` summands the first branch of a tree takes.
-constexpr std::int64_t tree_half(std::int64_t count) { return count - count / 2; }
 
 constexpr std::int64_t kSumStrip = 512;  // sums that are held at once, in Sum<T>
 template <class T>

@@ -10,10 +10,14 @@ namespace stoa {
 struct ShardRange {
     std::int64_t begin = 0, count = 0, local = 0;
 };
-inline ShardRange shard_range(std::int64_t logical, int rank, int size) {
-    const std::int64_t local = (logical + size - 1) / size;
+/// `chunks`: a multiple of size; each rank holds whole chunks of the axis, equal but for padding.
+inline ShardRange shard_range(std::int64_t logical, int rank, int size, std::int64_t chunks) {
+    const std::int64_t local = (logical + chunks - 1) / chunks * (chunks / size);
     const std::int64_t begin = std::min<std::int64_t>(local * rank, logical);
     return {begin, std::min(local, logical - begin), local};
+}
+inline ShardRange shard_range(std::int64_t logical, int rank, int size) {
+    return shard_range(logical, rank, size, size);
 }
 
 }  // namespace stoa

@@ -64,7 +64,6 @@ const std::vector<Step>& steps() {
          [](RunConfig& c) -> std::string {
              if (c.batch.micro_batch == 1) return "";
              c.batch.micro_batch = 1;
-             c.batch.grad_accum = 0;
              return "batch.micro_batch=1";
          }},
         {"a third more computing", recompute(Recompute::full, "full")},
@@ -72,9 +71,9 @@ const std::vector<Step>& steps() {
         {"masters in fp24, Adam's v in fp8", recipe(Recipe::r50, "r50")},
         {"needs twice the ranks for one replica",
          [](RunConfig& c) -> std::string {
+             if (c.parallel.tp_chunks % (2 * c.parallel.tp) != 0) return "";
              c.parallel.tp *= 2;
              c.parallel.dp = 0;
-             c.batch.grad_accum = 0;
              return "parallel.tp=" + std::to_string(c.parallel.tp);
          }},
     };

@@ -9,12 +9,15 @@
 
 namespace stoa {
 
-double grad_sum_of_squares(const ModelState& state, const Communicator& tp, const Exec& exec) {
-    double sum = 0.0;
-    const TensorView out{reinterpret_cast<std::byte*>(&sum), DType::fp64, {1}, {}};
-    for (const Param& p : state.params)
-        if (p.cut != TpCut::replicated || tp.rank() == 0) sum_of_squares(out, p.grad, exec);
-    return all_reduce_scalar(sum, ReduceOp::sum, tp);
+double grad_sum_of_squares(const ModelState& state, std::int64_t chunks, const Communicator& tp,
+                           const Exec& exec) {
+    ExactSum sum;
+    for (const Param& p : state.params) {
+        if (p.cut == TpCut::replicated && tp.rank() > 0) continue;
+        const std::int64_t piece = p.cut == TpCut::cols ? p.grad.cols() / chunks : 0;
+        sum_of_squares(sum, p.grad, piece, exec);
+    }
+    return all_reduce(sum, tp).value();
 }
 
 double clip_coefficient(double norm, double max_norm) {

@@ -7,8 +7,10 @@
 namespace stoa {
 
 /// Sum of squared gradients of the logical model: shards add up over tp, weights that every tp rank
-/// holds count once.     comm: one scalar all_reduce(tp)
-double grad_sum_of_squares(const ModelState& state, const Communicator& tp, const Exec& exec);
+/// holds count once. `chunks`: of the axis that tp cuts, on this rank. NaN where a gradient is not
+/// finite.     comm: one ExactSum all_reduce(tp): the same bits on every mesh
+double grad_sum_of_squares(const ModelState& state, std::int64_t chunks, const Communicator& tp,
+                           const Exec& exec);
 
 /// min(1, max_norm / norm); 1 when max_norm is 0. [Pascanu et al. 2013, global norm]
 double clip_coefficient(double norm, double max_norm);

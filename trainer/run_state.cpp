@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <sstream>
+
+#include "configs/load_run_config.h"
 
 namespace stoa {
 namespace {
@@ -78,12 +81,46 @@ std::int64_t counter(const CheckpointMeta& meta, const std::string& key) {
 
 }  // namespace
 
+namespace {
+
+// "elastic 4x2": the order of the run's sums.
+std::string sums_of(const RunConfig& config) {
+    if (!is_elastic(config)) return "fast";
+    const VirtualMesh v = virtual_mesh(config, config.parallel.dp, config.parallel.tp);
+    return fmt::format("elastic {}x{}", v.dp_shards, v.tp_chunks);
+}
+
+}  // namespace
+
+void adopt_sums(const CheckpointMeta& saved, RunConfig& config, const std::string& dir) {
+    const auto at = saved.counters.find("sums");
+    const std::string was = at == saved.counters.end() ? "fast" : at->second;
+    if (was == "fast" || !is_elastic(config) || was == sums_of(config)) return;
+    ParallelConfig& p = config.parallel;
+    if (p.dp_shards > 0)
+        throw ConfigError({.what = "the run's sums have another order",
+                           .where = "parallel.determinism",
+                           .expected = was + " (saved in " + dir + ")",
+                           .actual = sums_of(config),
+                           .hint =
+                               "set it back or leave out the sizes; with fast the run goes on, but "
+                               "its bits depend on the mesh"});
+    long long dp_shards = 0, tp_chunks = 0;
+    if (std::sscanf(was.c_str(), "elastic %lldx%lld", &dp_shards, &tp_chunks) != 2)
+        throw CheckpointError({.what = "counter is damaged", .where = "sums", .actual = was});
+    p.determinism = Determinism::elastic;
+    p.dp_shards = dp_shards;
+    p.tp_chunks = tp_chunks;
+    config = resolve_for_world(config, static_cast<int>(p.dp * p.tp));
+}
+
 CheckpointMeta checkpoint_meta(const TrainRun& run) {
     const CurriculumState& c = run.curriculum;
     CheckpointMeta meta{.step = c.step,
                         .counters = identity(run.state.config),
                         .resolved_config = run.resolved_config};
     meta.tokenizer_hash = run.tokenizer.hash();
+    meta.counters["sums"] = sums_of(run.state.config);
     meta.counters["curriculum.step"] = std::to_string(c.step);
     meta.counters["curriculum.tokens"] = std::to_string(c.tokens);
     meta.counters["curriculum.stage"] = std::to_string(c.stage);

@@ -15,6 +15,11 @@ CheckpointMeta checkpoint_meta(const TrainRun& run);
 /// Throws ConfigError when an identity setting differs; the message names key, saved and new value.
 void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now, const std::string& dir);
 
+/// Sums go on in the order that the checkpoint's run began with: its virtual sizes become those of
+/// `config` where that gives none. Nothing where either is fast. errors: ConfigError where `config`
+/// gives other sizes, or its mesh cannot keep that order
+void adopt_sums(const CheckpointMeta& saved, RunConfig& config, const std::string& dir);
+
 /// errors: CheckpointError
 PolicyState saved_policy(const CheckpointMeta& meta, const RunConfig& config);
 

@@ -95,13 +95,15 @@ void report_end(TrainRun& run, MetricsFiles& files, const EvalReport& last) {
     });
 }
 
-// Places the state anew where the policy has changed formats; what it held is lost.
-void place_levels(TrainRun& run, const PolicyState& policy) {
-    RunConfig config = run.state.config;
+// Places the state anew where the policy has changed formats, or sums are to have another order;
+// what it held is lost.
+void place_anew(TrainRun& run, RunConfig config, const PolicyState& policy) {
     set_levels(config, policy);
-    const PrecisionConfig& now = run.state.config.precision;
-    if (config.precision.wide_layers == now.wide_layers &&
-        config.precision.wide_attention == now.wide_attention)
+    const RunConfig& now = run.state.config;
+    if (config.precision.wide_layers == now.precision.wide_layers &&
+        config.precision.wide_attention == now.precision.wide_attention &&
+        config.parallel.dp_shards == now.parallel.dp_shards &&
+        config.parallel.tp_chunks == now.parallel.tp_chunks)
         return;
     run.state = TrainState{};  // first: two of them need not fit
     run.state = make_train_state(config, run.mesh.tp_rank(), run.mesh.tp_size(), run.exec);
@@ -139,7 +141,9 @@ bool resume_run(TrainRun& run) {
     agree(run.mesh.world, "compare configuration", [&] {
         const CheckpointMeta saved = read_checkpoint_info(dir).meta;
         check_identity(saved, checkpoint_meta(run), dir);
-        place_levels(run, saved_policy(saved, run.state.config));
+        RunConfig config = run.state.config;
+        adopt_sums(saved, config, dir);
+        place_anew(run, config, saved_policy(saved, config));
     });
     const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh);
     agree(run.mesh.world, "restore counters", [&] { restore_counters(meta, run); });
@@ -153,6 +157,7 @@ ExitCode train_loop(TrainRun& run) {
     const RunConfig config = run.state.config;
     const Mesh& mesh = run.mesh;
     const std::int64_t steps = total_steps(config);
+    const std::int64_t dp_shards = virtual_mesh(config, mesh.dp_size(), mesh.tp_size()).dp_shards;
     MetricsFiles files;
     on_rank_0(mesh, "open records", [&] {
         files = MetricsFiles(config.run_dir(), run.curriculum.step);
@@ -174,7 +179,8 @@ ExitCode train_loop(TrainRun& run) {
         in.save_due = config.checkpoint.every_seconds > 0.0 &&
                       seconds_since(last_save) >= config.checkpoint.every_seconds;
         agree(mesh.world, "load batch", [&] {
-            in.micro_batches = run.loader.load_step(run.curriculum, mesh.dp_rank(), mesh.dp_size());
+            in.micro_batches =
+                run.loader.load_step(run.curriculum, mesh.dp_rank(), mesh.dp_size(), dp_shards);
         });
         const double data_ms = 1e3 * seconds_since(step_begin);
         take_comm_seconds();

@@ -82,7 +82,6 @@ std::int64_t origin_of(const StepResult& r) {
 
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec) {
     ModelState& model = s.model;
-    zero_added_grads(model, exec);
     const std::int64_t tokens =
         all_reduce_scalar(count_valid(in.micro_batches), ReduceOp::sum, mesh.dp);
     const double scale = s.loss_scale.value;
@@ -91,27 +90,33 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     std::vector<std::int32_t> nonfinite(2 * s.dims.ffn.size());
     s.sampling = takes_sample(s, in.step);
     for (std::size_t i = 0; i < in.micro_batches.size(); ++i) {
+        const auto index = static_cast<std::int64_t>(i);
+        const std::int64_t shard = index / s.dims.shard_micro_batches;
+        s.shard_micro_batch = index % s.dims.shard_micro_batches;
         load_micro_batch(s, in.micro_batches[i]);
         if (i == 0) zero(s.acts.quantization_loss, exec);
         zero(s.acts.nonfinite, exec);
-        s.first_micro_batch = i == 0;
-        s.grad_pass = {static_cast<std::uint64_t>(s.config.run.seed), in.step,
-                       static_cast<std::int64_t>(i), mesh.dp_rank()};
+        s.grad_pass = {static_cast<std::uint64_t>(s.config.run.seed), in.step, index,
+                       mesh.dp_rank()};
         s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
+        if (s.shard_micro_batch == 0) zero_added_grads(model, exec);
         model_forward(s, mesh.tp, exec);
         loss_forward_backward(s, scale * per_token, mesh.tp, exec);
         model_backward(s, mesh.tp, exec);  // grads +=
         loss_sum += s.acts.loss_sum.as<double>()[0];
         for (std::size_t f = 0; f < nonfinite.size(); ++f)
             nonfinite[f] |= s.acts.nonfinite.as<std::int32_t>()[f];
+        if (s.shard_micro_batch + 1 < s.dims.shard_micro_batches) continue;
+        // dp: shard n of every rank, rank by rank, after all shards n - 1; matrices in formats.grad
+        chain_sum(model.norm_sums, shard > 0, model.norm_grads, mesh.dp, exec.stream);
+        chain_sum(model.matrix_sums, shard > 0, model.matrix_grads, mesh.dp, exec.stream);
     }
-    all_reduce(model.tp_partial_grads, ReduceOp::sum, mesh.tp,
-               exec.stream);  // tp: q/k norms, heads of each rank
-    all_reduce(model.norm_grads, ReduceOp::sum, mesh.dp, exec.stream);    // dp: all gradients,
-    all_reduce(model.matrix_grads, ReduceOp::sum, mesh.dp, exec.stream);  // in formats.grad
+    all_reduce(model.head_sums, ReduceOp::sum, mesh.tp,
+               exec.stream);  // tp: each rank has its heads
+    fold_head_grads(model);
     loss_sum = all_reduce_scalar(loss_sum, ReduceOp::sum, mesh.dp);
-    const double norm = std::sqrt(grad_sum_of_squares(model, mesh.tp, exec)) / scale;
+    const double norm = std::sqrt(grad_sum_of_squares(model, s.dims.chunks, mesh.tp, exec)) / scale;
     const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
     const Decisions all = agree_decisions(
         {.skip = !finite, .stop = in.stop, .save_due = in.save_due, .nonfinite = nonfinite},

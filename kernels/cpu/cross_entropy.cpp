@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "kernels/core/thread_pool.h"
+#include "kernels/core/tree.h"
 #include "kernels/cpu/fast_exp.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
@@ -40,12 +41,18 @@ void exp_sum(const ExpSumArgs& args) {
     const std::int32_t* const targets = args.targets.as<std::int32_t>().data();
     W* const sum = args.exp_sum.as<W>().data();
     W* const target_logit = args.target_logit.as<W>().data();
+    const std::int64_t chunk = args.chunk > 0 ? args.chunk : std::max<std::int64_t>(1, cols);
+    const std::int64_t chunks = std::max<std::int64_t>(1, cols / chunk);
     over_rows(rows, cols, [&](std::int64_t begin, std::int64_t end) {
         const T* x = logits + begin * cols;
         for (std::int64_t r = begin; r < end; ++r, x += cols) {
             const W row_max = max[r];
-            sum[r] = lane_sum<W>(args.vocab_valid, [&](std::int64_t c) {
-                return fast_exp(W{widen(x[c])} - row_max);
+            sum[r] = tree_fold<W>(0, chunks, [&](std::int64_t i) {
+                const T* const part = x + i * chunk;
+                const std::int64_t n =
+                    std::clamp<std::int64_t>(args.vocab_valid - i * chunk, 0, chunk);
+                return lane_sum<W>(
+                    n, [&](std::int64_t c) { return fast_exp(W{widen(part[c])} - row_max); });
             });
             const std::int64_t c = targets[r] - args.vocab_begin;
             const bool here = targets[r] >= 0 && c >= 0 && c < args.vocab_valid;
@@ -96,11 +103,14 @@ double loss_of_rows(const CrossEntropyArgs& args) {
     const auto max = args.row_max.as<W>(), sum = args.exp_sum.as<W>();
     const auto target_logit = args.target_logit.as<W>();
     const auto targets = args.targets.as<std::int32_t>();
+    const auto rounded = [](double x) {
+        return std::is_same_v<W, double> ? x : std::nearbyint(x * 0x1p22) * 0x1p-22;
+    };
     double loss = 0.0;
     for (std::size_t r = 0; r < targets.size(); ++r)
         if (targets[r] >= 0)
-            loss += std::log(static_cast<double>(sum[r])) + static_cast<double>(max[r]) -
-                    static_cast<double>(target_logit[r]);
+            loss += rounded(std::log(static_cast<double>(sum[r])) + static_cast<double>(max[r]) -
+                            static_cast<double>(target_logit[r]));
     return loss;
 }
 

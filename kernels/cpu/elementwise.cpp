@@ -1,10 +1,10 @@
 #include "kernels/elementwise.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
@@ -123,33 +123,26 @@ void flag_nonfinite(TensorView flag, ConstTensorView x) {
     flag.as<std::int32_t>()[0] |= found.load();
 }
 
-// Blocks of fixed size, whose sums are added in order: the bits do not depend on the threads.
-void sum_of_squares(TensorView out, ConstTensorView x) {
-    constexpr std::int64_t kBlock = std::int64_t{1} << 14, kBlocks = 64;
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece) {
+    std::mutex mutex;
     dispatch_dtype(x.dtype, [&]<Element T>(T) {
         const T* const in = x.as<T>().data();
-        const std::int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
-        const auto sum_of_block = [&](std::int64_t block) {
-            const T* const part = in + block * kBlock;
-            double sum = 0.0;
-            vectorised([&] {
-                sum = lane_sum<double>(std::min(kBlock, n - block * kBlock), [&](std::int64_t i) {
-                    const auto value = static_cast<double>(widen(part[i]));
-                    return value * value;
-                });
+        parallel_for(
+            x.numel() / piece, grain_for(piece), [&](std::int64_t begin, std::int64_t end) {
+                ExactSum sum;
+                for (std::int64_t p = begin; p < end; ++p) {
+                    double squares = 0.0;
+                    vectorised([&] {
+                        squares = lane_sum<double>(piece, [&](std::int64_t i) {
+                            const auto value = static_cast<double>(widen(in[p * piece + i]));
+                            return value * value;
+                        });
+                    });
+                    sum.add(squares);
+                }
+                const std::scoped_lock lock(mutex);
+                out.add(sum);
             });
-            return sum;
-        };
-        std::array<double, kBlocks> sums;
-        for (std::int64_t first = 0; first < blocks; first += kBlocks) {
-            const std::int64_t count = std::min(kBlocks, blocks - first);
-            parallel_for(count, 1, [&](std::int64_t begin, std::int64_t end) {
-                for (std::int64_t b = begin; b < end; ++b)
-                    sums[static_cast<std::size_t>(b)] = sum_of_block(first + b);
-            });
-            for (std::int64_t b = 0; b < count; ++b)
-                out.as<double>()[0] += sums[static_cast<std::size_t>(b)];
-        }
     });
 }
 

@@ -31,7 +31,7 @@ void cross_entropy_finish(const CrossEntropyArgs& args);
 void zero(TensorView x);
 void add(TensorView y, ConstTensorView a, ConstTensorView b);
 void cast(TensorView y, ConstTensorView x);
-void sum_of_squares(TensorView out, ConstTensorView x);
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece);
 void flag_nonfinite(TensorView flag, ConstTensorView x);
 void adamw(const AdamwArgs& args);
 void quantize(const QuantizeArgs& args);

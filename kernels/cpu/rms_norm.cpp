@@ -45,10 +45,13 @@ void backward_rows(const RmsNormBackwardArgs& args) {
     const W* const rstds = args.rstd.as<W>().data();
     T* const d_x = args.d_x.as<T>().data();
     W* const d_weight = args.d_weight.as<W>().data();
+    const std::int64_t groups = args.d_weight.numel() / d;
     const auto add_d_weight = [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t r = 0; r < rows; ++r) {
+            W* const sum = d_weight + r % groups * d;
             for (std::int64_t c = begin; c < end; ++c)
-                d_weight[c] += widen(d_y[r * d + c]) * widen(x[r * d + c]) * rstds[r];
+                sum[c] += widen(d_y[r * d + c]) * widen(x[r * d + c]) * rstds[r];
+        }
     };
     const auto write_d_x = [&](std::int64_t r, const T* x_r, const D* d_y_r, T* d_x_r) {
         const W rstd = rstds[r];

@@ -180,8 +180,7 @@ int command_check(const Args& args) {
     RunConfig config = loaded.config;
     if (values->contains("ranks")) {
         config = resolve_for_world(config, (*values)["ranks"].as<int>());
-        for (const char* key : {"parallel.dp", "batch.grad_accum"})
-            loaded.origins.emplace(key, "from --ranks");
+        loaded.origins.emplace("parallel.dp", "from --ranks");
     }
     std::vector<std::string> problems;
     check_files(config, problems);

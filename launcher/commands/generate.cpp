@@ -84,7 +84,7 @@ int command_generate(const Args& args) {
     const LoadedConfig loaded = load_run_config(run_dir + "/resolved.yaml", {});
     RunConfig config = loaded.config;
     config.parallel.dp = config.parallel.tp = 1;  // one process, whatever mesh trained it
-    config.batch.grad_accum = 0;
+    config.parallel.determinism = Determinism::fast;
     config = resolve_for_world(config, 1);
     const Tokenizer tokenizer = Tokenizer::load(config.data.tokenizer);
     config = resolve_for_vocab(config, tokenizer.vocab_size());

@@ -170,6 +170,38 @@ TEST_CASE("two halves of the vocabulary give the whole") {
     CHECK(relative_error(joined, d) < 1e-5);
 }
 
+TEST_CASE("chunks of the vocabulary give the same sums on one rank and on two") {
+    constexpr std::int64_t kRows = 5, kChunk = 24, kChunks = 4;
+    const std::int64_t valid = GENERATE(96, 90, 70, 20);  // padding, also of whole chunks
+    const Tensor logits = random_tensor({kRows, kChunk * kChunks}, DType::fp32, 1);
+    const Tensor max({kRows}, DType::fp32), sum({kRows}, DType::fp32), target({kRows}, DType::fp32);
+    const Tensor targets({kRows}, DType::int32);
+    cross_entropy_row_max({.row_max = max, .logits = logits, .vocab_valid = valid}, {});
+    const auto sums = [&](const Tensor& part, std::int64_t part_valid) {
+        cross_entropy_exp_sum({.exp_sum = sum,
+                               .target_logit = target,
+                               .logits = part,
+                               .row_max = max,
+                               .targets = targets,
+                               .vocab_valid = part_valid,
+                               .chunk = kChunk},
+                              {});
+        return std::vector(sum.as<float>().begin(), sum.as<float>().end());
+    };
+    const auto whole = sums(logits, valid);
+    const Tensor half({kRows, 2 * kChunk}, DType::fp32);
+    std::vector<std::vector<float>> halves;
+    for (const std::int64_t h : {0, 1}) {
+        for (std::int64_t r = 0; r < kRows; ++r)
+            std::copy_n(logits.as<float>().data() + r * kChunk * kChunks + h * 2 * kChunk,
+                        2 * kChunk, half.as<float>().data() + r * 2 * kChunk);
+        halves.push_back(
+            sums(half, std::clamp<std::int64_t>(valid - h * 2 * kChunk, 0, 2 * kChunk)));
+    }
+    for (std::size_t r = 0; r < kRows; ++r)
+        CHECK(whole[r] == halves[0][r] + halves[1][r]);
+}
+
 TEST_CASE("cross entropy gradients meet central differences") {
     const Tensor logits = random_tensor({3, 11}, DType::fp64, 1, 2.0),
                  targets = int_tensor({4, -1, 8});

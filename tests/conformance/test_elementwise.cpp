@@ -1,3 +1,4 @@
+#include <cstring>
 #include <limits>
 
 #include "kernels/core/philox.h"
@@ -106,27 +107,64 @@ TEST_CASE("add and zero, also in place") {
     zero(TensorView{}, {});  // an absent tensor
 }
 
-TEST_CASE("sum_of_squares adds in float64") {
-    const DType dtype = GENERATE(DType::fp32, DType::fp64);
-    for (const std::int64_t n : {1, 15, 16, 100001}) {
-        const Tensor x = random_tensor({n}, dtype, 1), out({1}, DType::fp64);
-        double sum = 2.5;
+TEST_CASE("sum_of_squares is exact up to the pieces, however they are dealt out") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    for (const Shape& shape : {Shape{1}, Shape{37}, Shape{300, 48}, Shape{7, 1024}}) {
+        const Tensor x = random_tensor(shape, dtype, 1);
+        const std::int64_t cols = x.view.cols(), piece = cols % 16 == 0 ? 8 : cols;
+        double expected = 0.0;
         for (const double v : to_double(x))
-            sum += v * v;
-        out.as<double>()[0] = 2.5;
-        sum_of_squares(out, x, {});
-        CHECK(std::abs(out.as<double>()[0] - sum) < 1e-11 * sum);
+            expected += v * v;
+        ExactSum sum;
+        sum_of_squares(sum, x, piece, {});
+        CHECK(std::abs(sum.value() - expected) < 1e-12 * expected);
         check_same_bits([&] {
-            out.as<double>()[0] = 0.0;
-            sum_of_squares(out, x, {});
-            return bytes_of(out);
+            ExactSum again;
+            sum_of_squares(again, x, piece, {});
+            const auto* const limbs = reinterpret_cast<const std::byte*>(again.limb.data());
+            return std::vector<std::byte>(limbs, limbs + sizeof again.limb);
         });
+        // By rows, last first; and by columns, each rank with half of the pieces.
+        ExactSum rows;
+        for (std::int64_t r = x.view.rows(); r-- > 0;)
+            sum_of_squares(rows, x.view.shape.rank == 1 ? x.view : x.view.slice_rows(r, 1), piece,
+                           {});
+        CHECK(rows.limb == sum.limb);
+        if (shape.rank == 1) continue;
+        ExactSum columns;
+        for (const std::int64_t half : {1, 0}) {
+            const Tensor part({shape[0], cols / 2}, dtype);
+            for (std::int64_t r = 0; r < shape[0]; ++r)
+                std::memcpy(part.view.slice_rows(r, 1).data,
+                            x.view.slice_rows(r, 1).data + half * cols / 2 * size_of(dtype),
+                            static_cast<std::size_t>(cols / 2 * size_of(dtype)));
+            sum_of_squares(columns, part, piece, {});
+        }
+        CHECK(columns.limb == sum.limb);
     }
-    const Tensor large({3}, DType::fp32), out({1}, DType::fp64);
-    for (float& v : large.as<float>())
-        v = 1e30f;  // its square does not fit fp32
-    sum_of_squares(out, large, {});
-    CHECK(std::abs(out.as<double>()[0] / 3e60 - 1.0) < 1e-6);
+}
+
+TEST_CASE("sum_of_squares holds the range of fp32, and shows Inf and NaN") {
+    const Tensor x({4}, DType::fp32);
+    const auto values = x.as<float>();
+    values[0] = 3e38f, values[1] = 1e-38f, values[2] = -2.0f, values[3] = 0.0f;
+    ExactSum sum;
+    sum_of_squares(sum, x, 1, {});
+    CHECK(std::abs(sum.value() / 9e76 - 1.0) < 1e-6);
+    ExactSum same = sum;
+    values[0] = 0.0f;
+    ExactSum rest;
+    sum_of_squares(rest, x, 1, {});
+    CHECK(rest.value() == 4.0);  // and 1e-76, which a double cannot hold beside it
+    for (std::size_t i = 0; i < same.limb.size(); ++i)
+        same.limb[i] -= rest.limb[i];
+    CHECK(same.value() == static_cast<double>(3e38f) * static_cast<double>(3e38f));
+    for (const float bad : {INFINITY, -INFINITY, NAN}) {
+        values[3] = bad;
+        ExactSum s;
+        sum_of_squares(s, x, 1, {});
+        CHECK(std::isnan(s.value()));
+    }
 }
 
 TEST_CASE("flag_nonfinite finds one Inf or NaN anywhere, and nothing else") {
@@ -166,6 +204,7 @@ TEST_CASE("elementwise ops refuse what does not fit") {
     CHECK_THROWS_AS(add(a, a, b, {}), ShapeError);
     CHECK_THROWS_AS(add(a, h, h, {}), ShapeError);
     CHECK_THROWS_AS(cast(a, b, {}), ShapeError);
-    CHECK_THROWS_AS(sum_of_squares(a, a, {}), ShapeError);
+    ExactSum sum;
+    CHECK_THROWS_AS(sum_of_squares(sum, a, 3, {}), ShapeError);
     CHECK_THROWS_AS(flag_nonfinite(out, a, {}), ShapeError);
 }

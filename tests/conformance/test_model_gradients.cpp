@@ -28,6 +28,7 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
     const bool tied = GENERATE(true, false);
     RunConfig config =
         tiny_config({.recompute = recompute, .tie_embeddings = tied, .recipe = Recipe::fp64}, 1, 1);
+    config.batch.global_batch = config.batch.micro_batch;
     config.model.init_std = 0.3;  // far from linear
     TrainState s = make_train_state(config, 0, 1, Exec{});
     const MicroBatch mb = tiny_batch(config, 0, 0);
@@ -43,6 +44,7 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
     model_forward(s, self, Exec{});
     loss_forward_backward(s, 1.0, self, Exec{});
     model_backward(s, self, Exec{});
+    fold_head_grads(s.model);
 
     constexpr double kStep = 1e-6;
     int checked = 0;
@@ -70,7 +72,8 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
 
 // The gradients of one micro-batch, padding included.
 std::vector<double> gradients(const TinyOptions& options) {
-    const RunConfig config = tiny_config(options, 1, 1);
+    RunConfig config = tiny_config(options, 1, 1);
+    config.batch.global_batch = config.batch.micro_batch;
     TrainState s = make_train_state(config, 0, 1, Exec{});
     const Communicator self;
     zero_grads(s.model, Exec{});

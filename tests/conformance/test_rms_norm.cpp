@@ -116,6 +116,31 @@ TEST_CASE("rms_norm_backward works in place and in fp32 and bf16") {
     CHECK(bytes_of(d_y) == bytes_of(narrow.d_x));
 }
 
+TEST_CASE("rms_norm_backward keeps the gains' gradients of groups apart") {
+    constexpr std::int64_t kTokens = 7, kHeads = 3, kDim = 40;
+    const Tensor x = random_tensor({kTokens * kHeads, kDim}, DType::fp32, 1);
+    const Tensor w = random_tensor({kDim}, DType::fp32, 2);
+    const Tensor d_y = random_tensor({kTokens * kHeads, kDim}, DType::fp32, 3);
+    const Tensor y(x.view.shape, DType::fp32), rstd({kTokens * kHeads}, DType::fp32);
+    const Tensor d_x(x.view.shape, DType::fp32), d_w({kHeads, kDim}, DType::fp32);
+    rms_norm_forward({.y = y, .rstd = rstd, .x = x, .weight = w, .eps = kEps}, {});
+    rms_norm_backward({.d_x = d_x, .d_weight = d_w, .d_y = d_y, .x = x, .weight = w, .rstd = rstd},
+                      {});
+    for (std::int64_t h = 0; h < kHeads; ++h) {  // the rows of one head alone
+        const Tensor x_h({kTokens, kDim}, DType::fp32), d_y_h({kTokens, kDim}, DType::fp32);
+        for (std::int64_t t = 0; t < kTokens; ++t) {
+            const std::int64_t from = (t * kHeads + h) * kDim;
+            std::copy_n(x.as<float>().data() + from, kDim, x_h.as<float>().data() + t * kDim);
+            std::copy_n(d_y.as<float>().data() + from, kDim, d_y_h.as<float>().data() + t * kDim);
+        }
+        const Tensor zero_x({kTokens, kDim}, DType::fp32), zero_w({kDim}, DType::fp32);
+        const Backward alone = run_backward(x_h, w, d_y_h, zero_x, zero_w, false);
+        const auto mine = to_double(alone.d_weight);
+        const auto all = to_double(d_w);
+        CHECK(std::equal(mine.begin(), mine.end(), all.begin() + h * kDim));
+    }
+}
+
 TEST_CASE("rms_norm gives the same bits on every instruction set") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
     const Tensor x = random_tensor({9, 211}, dtype, 1), w = random_tensor({211}, DType::fp32, 2);

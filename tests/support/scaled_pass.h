@@ -24,7 +24,9 @@ struct ScaledPass {
 /// Forward and backward of `mb` from the initial weights. The operands of the gradient are those of
 /// the first block, its last chunk: what the scratch still holds.
 inline ScaledPass backward_pass(const RunConfig& config, const MicroBatch& mb, int log2_scale) {
-    TrainState s = make_train_state(config, 0, 1, Exec{});
+    RunConfig one = config;
+    one.batch.global_batch = one.batch.micro_batch;  // whose gradients are whole after it
+    TrainState s = make_train_state(one, 0, 1, Exec{});
     load_micro_batch(s, mb);
     zero_grads(s.model, Exec{});
     zero(s.acts.loss_sum, Exec{});

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "configs/recipe.h"
 #include "kernels/core/philox.h"
 #include "parallel/mesh.h"
 #include "trainer/lr_schedule.h"
@@ -18,8 +19,11 @@ struct TinyOptions {
     bool tie_embeddings = true;
     Recipe recipe = Recipe::fp32;
     std::int64_t global_batch = 8;
-    bool whole_blocks = false;  // sizes that fp8 and two tp ranks can take
+    bool whole_blocks = false;   // sizes that fp8 and two tp ranks can take
+    std::int64_t head_dim = 32;  // with whole_blocks; 64 for four tp ranks
     std::int64_t seq_len = 16;
+    std::int64_t dp_shards = 0, tp_chunks = 0;  // elastic with these sizes; 0: those of the mesh
+    Determinism determinism = Determinism::automatic;
 };
 
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
@@ -35,10 +39,15 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                .tie_embeddings = o.tie_embeddings};
     if (o.whole_blocks) {
         c.model.d_model = 128;
-        c.model.head_dim = 32;
+        c.model.head_dim = o.head_dim;
         c.model.d_ff = 512;
     }
-    c.parallel = {.dp = dp, .tp = tp, .recompute = o.recompute};
+    c.parallel = {.dp = dp,
+                  .tp = tp,
+                  .recompute = o.recompute,
+                  .determinism = o.determinism,
+                  .dp_shards = o.dp_shards,
+                  .tp_chunks = o.tp_chunks};
     c.precision.recipe = o.recipe;
     c.optimizer.lr = 1e-3;
     c.schedule.warmup = 0.1;
@@ -90,12 +99,13 @@ inline Trace tiny_run(const TinyOptions& options, const Mesh& mesh, std::int64_t
     TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec);
     CurriculumState curriculum = initial_curriculum(config);
     Trace trace;
-    const std::int64_t per_rank = config.batch.global_batch / mesh.dp_size();
+    const std::int64_t shards = virtual_mesh(config, mesh.dp_size(), mesh.tp_size()).dp_shards;
+    const std::int64_t shard_rows = config.batch.global_batch / shards;
     for (std::int64_t step = 0; step < steps; ++step) {
         StepInputs in{.lr = learning_rate(config, curriculum), .step = step};
-        for (std::int64_t a = 0; a < config.batch.grad_accum; ++a)
-            in.micro_batches.push_back(
-                tiny_batch(config, step, mesh.dp_rank() * per_rank + a * config.batch.micro_batch));
+        for (std::int64_t shard = mesh.dp_rank(); shard < shards; shard += mesh.dp_size())
+            for (std::int64_t row = 0; row < shard_rows; row += config.batch.micro_batch)
+                in.micro_batches.push_back(tiny_batch(config, step, shard * shard_rows + row));
         const StepResult r = train_step(s, in, mesh, exec);
         trace.loss.push_back(r.loss);
         trace.grad_norm.push_back(r.grad_norm);

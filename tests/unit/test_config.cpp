@@ -174,14 +174,38 @@ TEST_CASE("impossible combinations are refused with a way out") {
          "global_batch: 7",
          {"c.yaml:9:3", "multiple of micro_batch (2), got 7", "nearest: 6 or 8"}},
         {"micro_batch: 2",
-         "micro_batch: 2\n  grad_accum: 3",
-         {"micro_batch x grad_accum = 2 x 3", "auto"}},
-        {"micro_batch: 2",
          "micro_batch: 2\nparallel: {dp: 3}",
          {"micro_batch x dp = 2 x 3", "nearest: 6"}},
         {"micro_batch: 2",
-         "micro_batch: 2\n  grad_accum: 1\nparallel: {dp: 2}",
-         {"not micro_batch x grad_accum x dp = 2 x 1 x 2 = 4", "grad_accum=2"}},
+         "micro_batch: 2\n  grad_accum: 3",
+         {"unknown key 'batch.grad_accum'", "batch.global_batch"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {dp: 4, determinism: elastic 2x1}",
+         {"elastic 2x1 needs a dp that divides 2, got 4"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {tp: 4, determinism: elastic 1x2}",
+         {"elastic 1x2 needs a tp that divides 2, got 4"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {determinism: elastic 8x1}",
+         {"micro_batch x 8 = 16 as batch.global_batch, got 8", "nearest: 16"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {determinism: elastic 1x3}",
+         {"needs a multiple of 3 as model.n_heads, got 4"}},
+        {"precision: {recipe: fp32}",
+         "precision: {recipe: fp32, grads: bf16}\nparallel: {determinism: elastic}",
+         {"elastic needs fp32 gradients", "parallel.determinism=fast"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {determinism: elastic 4}",
+         {"expected DPxTP behind elastic", "got 'elastic 4'"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {determinism: elastic 0x2}",
+         {"two whole numbers DPxTP"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {determinism: fast 2x2}",
+         {"expected auto, elastic, elastic DPxTP or fast"}},
+        {"micro_batch: 2",
+         "micro_batch: 2\nparallel: {determinism: elasti}",
+         {"did you mean 'elastic'?"}},
         {"d_model: 64", "head_dim: 33", {"even number, got 33"}},
         {"d_model: 64", "n_kv_heads: 3", {"divisor of n_heads (4), got 3"}},
         {"model:\n",
@@ -444,8 +468,9 @@ TEST_CASE("resolve_for_world fills dp and grad_accum or says how to start") {
     CHECK(text.find("parallel.dp=2") != std::string::npos);
     c.parallel = {};
     CHECK(refusal(c, 3).find("micro_batch x dp = 2 x 3") != std::string::npos);
-    c.batch.grad_accum = 2;
-    CHECK(refusal(c, 4).find("grad_accum=1") != std::string::npos);
+    c.parallel.dp_shards = c.parallel.tp_chunks = 2;
+    CHECK(refusal(c, 4).find("elastic 2x2 needs a dp that divides 2, got 4") != std::string::npos);
+    CHECK(refusal(c, 2) == "accepted");
     CHECK(refusal(c, 0).find("at least 1") != std::string::npos);
 }
 

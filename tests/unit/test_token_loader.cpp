@@ -103,7 +103,7 @@ std::vector<Sequence> global_rows(const TokenLoader& loader, const CurriculumSta
                                   std::int64_t dp) {
     std::vector<Sequence> rows;
     for (std::int64_t rank = 0; rank < dp; ++rank)
-        for (Sequence& row : rows_of(loader.load_step(s, rank, dp)))
+        for (Sequence& row : rows_of(loader.load_step(s, rank, dp, dp)))
             rows.push_back(std::move(row));
     return rows;
 }
@@ -140,11 +140,11 @@ TEST_CASE("a step has the same rows on any mesh, in any order, after any restart
             c.batch.micro_batch = micro_batch;
             const TokenLoader other(c, p.tokenizer);  // a restart too
             CHECK(global_rows(other, s, 1) == rows);
-            CHECK(other.load_step(s, 0, 1).size() == static_cast<std::size_t>(8 / micro_batch));
+            CHECK(other.load_step(s, 0, 1, 1).size() == static_cast<std::size_t>(8 / micro_batch));
         }
     }
-    CHECK_THROWS_AS(loader.load_step(state_after(p.config, 0), 0, 3), DataError);
-    CHECK_THROWS_AS(loader.load_step(state_after(p.config, 0), 2, 2), DataError);
+    CHECK_THROWS_AS(loader.load_step(state_after(p.config, 0), 0, 3, 3), DataError);
+    CHECK_THROWS_AS(loader.load_step(state_after(p.config, 0), 2, 2, 2), DataError);
 }
 
 TEST_CASE("rows of shards are windows of the stream, each once per epoch", "[unit]") {
@@ -340,7 +340,7 @@ TEST_CASE("the loader refuses what cannot train", "[unit]") {
     c.stages = {p.stage("short", 20, {{"sums", 1.0}})};
     std::string message;
     try {
-        (void)TokenLoader(c, p.tokenizer).load_step(initial_curriculum(c), 0, 1);
+        (void)TokenLoader(c, p.tokenizer).load_step(initial_curriculum(c), 0, 1, 1);
     } catch (const DataError& e) {
         message = e.what();
     }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 
+#include "kernels/core/tree.h"
 #include "kernels/quantize.h"
 
 namespace stoa {
@@ -82,6 +83,8 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
                    .d_q = place("d_q", rows, d.q_cols(), f.attention),
                    .d_k = place("d_k", rows, d.kv_cols(), f.attention),
                    .d_v = place("d_v", rows, d.kv_cols(), f.attention)};
+    for (std::int64_t n = d.chunks; n > 1; n = tree_half(n))
+        s.tree.push_back(place("tree", rows, d.d_model, f.wide));
     const auto uses = [&](DType t) { return std::ranges::find(d.ffn, t) != d.ffn.end(); };
     const bool fp8 = uses(DType::e4m3);
     // Without 8-bit layers the forward writes its operands in place, and gradients are 16-bit. The
@@ -166,6 +169,11 @@ Activations layout_activations(Placer& p, const RunConfig& config, const LocalDi
     a.exp_sum = sums.slice_rows(0, 1).reshaped({chunk});
     a.target_logit = sums.slice_rows(1, 1).reshaped({chunk});
     a.d_x = p.place("d_x", {rows, d.d_model}, residual, mb);
+    if (config.model.tie_embeddings && d.elastic && d.shard_micro_batches > 1) {
+        const std::int64_t shard_rows = rows * d.shard_micro_batches;
+        a.shard_d_x = p.place("shard.d_x", {shard_rows, d.d_model}, residual, Lifetime::run);
+        a.shard_tokens = p.place("shard.tokens", {shard_rows}, DType::int32, Lifetime::run);
+    }
     a.loss_sum =
         p.place("loss_sum", {1}, DType::fp64, Lifetime::run);  // over a step's micro-batches
     a.nonfinite = p.place("nonfinite", {2, n_layers}, DType::int32, Lifetime::run);

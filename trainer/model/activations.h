@@ -42,7 +42,8 @@ struct BlockScratch {
     Scaled h_row, act_row;        // (chunk, ...) e4m3 by rows: matmul operands of the forward
     Scaled d_gate_row, d_up_row;  // (chunk, d_ff) e4m3 by rows and by columns
     Scaled d_gate_col, d_up_col;
-    Scaled d_y_row, d_y_col;  // (chunk, d_model) e4m3: gradient of the FFN's output
+    Scaled d_y_row, d_y_col;       // (chunk, d_model) e4m3: gradient of the FFN's output
+    std::vector<TensorView> tree;  // (rows, d_model) wide: right branches of sums over chunks
 };
 
 struct Activations {
@@ -55,8 +56,12 @@ struct Activations {
     TensorView row_max, exp_sum, target_logit;  // (rows of a chunk)
     TensorView d_x;                             // (rows, d_model) res: gradient of the stream
     TensorView loss_sum;                        // (1) fp64
-    TensorView nonfinite;          // (2, n_layers) int32: Inf or NaN met by the FFN, by pass
-    TensorView quantization_loss;  // (2, n_layers, 4) fp64: acts and grads, in sampled steps
+    // Of all micro-batches of a dp shard, kept for its end where the embedding is the output
+    // matrix, too: then its gradient has one order, whatever the micro-batch (absent: one
+    // micro-batch).
+    TensorView shard_d_x, shard_tokens;  // (shard rows, d_model) res, (shard rows) int32
+    TensorView nonfinite;                // (2, n_layers) int32: Inf or NaN met by the FFN, by pass
+    TensorView quantization_loss;        // (2, n_layers, 4) fp64: acts and grads, in sampled steps
     TensorView tokens, targets, positions, key_begin, key_end;  // (rows) int32
 };
 

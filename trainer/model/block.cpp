@@ -9,6 +9,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "parallel/collectives.h"
+#include "trainer/model/chunk_sum.h"
 #include "trainer/model/ffn.h"
 
 namespace stoa {
@@ -19,17 +20,50 @@ void linear(TensorView y, ConstTensorView x, ConstTensorView w, const Exec& exec
     matmul({.c = y, .a = x, .b = w, .transpose_b = true}, exec);
 }
 
-// d_x (+)= d_y w,  d_w (+)= d_y^T x
-void linear_backward(const BlockContext& c, TensorView d_x, bool accumulate, TensorView d_w,
-                     ConstTensorView d_y, ConstTensorView x, ConstTensorView w) {
+// d_w (+)= d_y^T x
+void weight_gradient(const BlockContext& c, TensorView d_w, ConstTensorView d_y,
+                     ConstTensorView x) {
     matmul({.c = d_w,
             .a = d_y,
             .b = x,
             .transpose_a = true,
             .accumulate = c.add_grads,
+            .chain = c.dims.elastic,
             .rounding = grad_rounding(c.state, d_w, c.grad_pass, 0)},
            c.exec);
-    matmul({.c = d_x, .a = d_y, .b = w, .accumulate = accumulate}, c.exec);
+}
+
+// y = attn w^T, this rank's part: a sum over its heads.
+void attention_output(const BlockContext& c, TensorView y, ConstTensorView attn,
+                      ConstTensorView w) {
+    const auto product = [&](std::int64_t chunk, TensorView out) {
+        const auto [begin, count] = chunk_span(c.dims.q_cols(), c.dims.chunks, chunk);
+        matmul(
+            {.c = out, .a = attn, .b = w, .transpose_b = true, .k_begin = begin, .k_count = count},
+            c.exec);
+    };
+    sum_chunks(y, 0, c.dims.chunks, c.acts.scratch, product, c.exec);
+}
+
+// d_h = d_q w_q + d_k w_k + d_v w_v, this rank's part.
+void attention_input_gradient(const BlockContext& c, TensorView d_h, const BlockWeights& w) {
+    const BlockScratch& t = c.acts.scratch;
+    const auto product = [&](std::int64_t chunk, TensorView out) {
+        const auto add_part = [&](ConstTensorView d, ConstTensorView weight, bool accumulate) {
+            const auto [begin, count] = chunk_span(d.cols(), c.dims.chunks, chunk);
+            matmul({.c = out,
+                    .a = d,
+                    .b = weight,
+                    .accumulate = accumulate,
+                    .k_begin = begin,
+                    .k_count = count},
+                   c.exec);
+        };
+        add_part(t.d_q, w.q, false);
+        add_part(t.d_k, w.k, true);
+        add_part(t.d_v, w.v, true);
+    };
+    sum_chunks(d_h, 0, c.dims.chunks, t, product, c.exec);
 }
 
 // (rows, heads * head_dim) as (rows, heads, head_dim) and as (rows * heads, head_dim).
@@ -118,7 +152,7 @@ void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved
                        .key_end = c.acts.key_end,
                        .scale = attention_scale(c.dims)},
                       c.exec);
-    linear(partial, s.attn, w.out, c.exec);  // (rows, d_model): a sum over this rank's heads
+    attention_output(c, partial, s.attn, w.out);              // (rows, d_model)
     all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: attention output
     add(s.x_mid, x_in, partial, c.exec);
 
@@ -150,7 +184,8 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
                       c.exec);
 
     // Attention: x_mid = x_in + out(attn). d_x is now d_x_mid.
-    linear_backward(c, t.d_attn, false, g.out, d_x, s.attn, w.out);
+    weight_gradient(c, g.out, d_x, s.attn);
+    matmul({.c = t.d_attn, .a = d_x, .b = w.out}, c.exec);
     attention_backward({.d_q = by_batch(t.d_q, c.acts, hd),
                         .d_k = by_batch(t.d_k, c.acts, hd),
                         .d_v = by_batch(t.d_v, c.acts, hd),
@@ -176,8 +211,7 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
           .positions = c.acts.positions,
           .inverse = true},
          c.exec);
-    // in place: d_q becomes the gradient before q norm. g.q_norm sees this rank's heads only
-    // (tp_partial_grads).
+    // in place: d_q becomes the gradient before q norm. g.q_norm holds this rank's heads, apart.
     rms_norm_backward({.d_x = head_rows(t.d_q, hd),
                        .d_weight = g.q_norm,
                        .d_y = head_rows(t.d_q, hd),
@@ -192,9 +226,10 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
                        .weight = w.k_norm,
                        .rstd = s.rstd_k},
                       c.exec);
-    linear_backward(c, t.stream, false, g.q, t.d_q, s.h1, w.q);
-    linear_backward(c, t.stream, true, g.k, t.d_k, s.h1, w.k);
-    linear_backward(c, t.stream, true, g.v, t.d_v, s.h1, w.v);
+    weight_gradient(c, g.q, t.d_q, s.h1);
+    weight_gradient(c, g.k, t.d_k, s.h1);
+    weight_gradient(c, g.v, t.d_v, s.h1);
+    attention_input_gradient(c, t.stream, w);
     all_reduce(t.stream, ReduceOp::sum, c.tp, c.exec.stream);  // tp: d_h1, each rank saw its heads
     rms_norm_backward({.d_x = d_x,
                        .d_weight = g.input_norm,

@@ -7,6 +7,7 @@
 #include "kernels/quantize.h"
 #include "kernels/rms_norm.h"
 #include "kernels/swiglu.h"
+#include "trainer/model/chunk_sum.h"
 
 namespace stoa {
 namespace {
@@ -30,7 +31,8 @@ TensorView head_rows(const TensorView& t, std::int64_t count) { return t.slice_r
 struct Product {
     TensorView c;
     Scaled a, b;
-    bool transpose_a = false, transpose_b = false, accumulate = false;
+    bool transpose_a = false, transpose_b = false, accumulate = false, chain = false;
+    ChunkSpan k{0, 0};
     StochasticRounding rounding{};
 };
 void multiply(const Product& p, const Exec& exec) {
@@ -42,6 +44,9 @@ void multiply(const Product& p, const Exec& exec) {
             .accumulate = p.accumulate,
             .a_scale = p.a.scale,
             .b_scale = p.b.scale,
+            .chain = p.chain,
+            .k_begin = p.k.begin,
+            .k_count = p.k.count,
             .rounding = p.rounding},
            exec);
 }
@@ -98,6 +103,19 @@ void flag_16_bit(const BlockContext& c, ConstTensorView x) {
     if (!c.nonfinite.empty()) flag_nonfinite(c.nonfinite, x, c.exec);
 }
 
+// y = act w^T, this rank's part: a sum over its columns of d_ff.
+void down(const BlockContext& c, TensorView y, const Scaled& act, const Scaled& w) {
+    const auto product = [&](std::int64_t chunk, TensorView out) {
+        multiply({.c = out,
+                  .a = act,
+                  .b = w,
+                  .transpose_b = true,
+                  .k = chunk_span(c.dims.d_ff, c.dims.chunks, chunk)},
+                 c.exec);
+    };
+    sum_chunks(y, 0, c.dims.chunks, c.acts.scratch, product, c.exec);
+}
+
 void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     const BlockScratch& t = c.acts.scratch;
     const TensorView h = head_rows(t.h, k.count);
@@ -116,7 +134,7 @@ void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, b
     quantize_to(c, k.saved_act, k.wide_act);
     if (!output) return;
     quantize_to(c, act_row, k.wide_act);
-    multiply({.c = k.stream, .a = act_row, .b = w.down, .transpose_b = true}, c.exec);
+    down(c, k.stream, act_row, w.down);
 }
 
 void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
@@ -127,8 +145,7 @@ void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k
     multiply({.c = k.saved_up.data, .a = k.h2, .b = w.up, .transpose_b = true}, c.exec);
     swiglu_forward({.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data},
                    c.exec);
-    if (output)
-        multiply({.c = k.stream, .a = k.saved_act, .b = w.down, .transpose_b = true}, c.exec);
+    if (output) down(c, k.stream, k.saved_act, w.down);
 }
 
 // d_y, d_gate, d_up as matmul operands: contracted over features, and over tokens.
@@ -156,6 +173,7 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
                   .b = x,
                   .transpose_a = true,
                   .accumulate = c.add_grads || k.begin > 0,
+                  .chain = c.dims.elastic,
                   .rounding = grad_rounding(c.state, d_w, c.grad_pass, k.begin)},
                  c.exec);
     };
@@ -174,8 +192,12 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
     const GradOperand du = grad_operand(c, k, fp8, d_up, t.d_up_row, t.d_up_col);
     weight_gradient(g.gate.data, dg.col, k.h2);
     weight_gradient(g.up.data, du.col, k.h2);
-    multiply({.c = k.stream, .a = dg.row, .b = w.gate}, c.exec);
-    multiply({.c = k.stream, .a = du.row, .b = w.up, .accumulate = true}, c.exec);
+    const auto input_gradient = [&](std::int64_t chunk, TensorView out) {
+        const ChunkSpan span = chunk_span(c.dims.d_ff, c.dims.chunks, chunk);
+        multiply({.c = out, .a = dg.row, .b = w.gate, .k = span}, c.exec);
+        multiply({.c = out, .a = du.row, .b = w.up, .accumulate = true, .k = span}, c.exec);
+    };
+    sum_chunks(k.stream, 0, c.dims.chunks, t, input_gradient, c.exec);
 }
 
 template <class Fn>

@@ -5,14 +5,16 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/matmul.h"
 #include "parallel/collectives.h"
+#include "trainer/model/chunk_sum.h"
 
 namespace stoa {
 namespace {
 
 // Cross-entropy of the rows whose logits are in `logits`; they become d_logits.
-void chunk_loss(const Activations& a, const ShardRange& vocab, TensorView logits,
+void chunk_loss(const Activations& a, const LocalDims& dims, TensorView logits,
                 ConstTensorView targets, double d_loss, const Communicator& tp, const Exec& exec) {
     const std::int64_t rows = logits.rows();
+    const ShardRange& vocab = dims.vocab;
     const TensorView row_max = a.row_max.slice_rows(0, rows);
     // one message for both sums: they lie side by side in the plan
     const TensorView sums{a.exp_sum.data, a.exp_sum.dtype, {2, rows}, a.exp_sum.device};
@@ -27,7 +29,8 @@ void chunk_loss(const Activations& a, const ShardRange& vocab, TensorView logits
                            .row_max = row_max,
                            .targets = targets,
                            .vocab_begin = vocab.begin,
-                           .vocab_valid = vocab.count},
+                           .vocab_valid = vocab.count,
+                           .chunk = vocab.local / dims.chunks},
                           exec);
     all_reduce(sums, ReduceOp::sum, tp, exec.stream);  // tp: normaliser and the target's logit
     cross_entropy_finish({.d_logits = d_loss == 0.0 ? TensorView{} : logits,
@@ -53,17 +56,23 @@ void loss_forward_backward(TrainState& s, double d_loss, const Communicator& tp,
         const TensorView h = a.h_final.slice_rows(begin, rows);
         const TensorView logits = a.logits.slice_rows(0, rows);  // (rows, vocab_local)
         matmul({.c = logits, .a = h, .b = w, .transpose_b = true}, exec);
-        chunk_loss(a, s.dims.vocab, logits, a.targets.slice_rows(begin, rows), d_loss, tp, exec);
+        chunk_loss(a, s.dims, logits, a.targets.slice_rows(begin, rows), d_loss, tp, exec);
         if (d_loss == 0.0) continue;
-        const bool add = !s.first_micro_batch || begin > 0;
+        const bool add = s.shard_micro_batch > 0 || begin > 0;
         matmul({.c = d_w,
                 .a = logits,
                 .b = h,
                 .transpose_a = true,
                 .accumulate = add,
+                .chain = s.dims.elastic,
                 .rounding = grad_rounding(s.model, d_w, s.grad_pass, begin)},
                exec);
-        matmul({.c = a.scratch.stream.slice_rows(begin, rows), .a = logits, .b = w}, exec);
+        const auto input_gradient = [&](std::int64_t chunk, TensorView out) {
+            const auto [first, count] = chunk_span(s.dims.vocab.local, s.dims.chunks, chunk);
+            matmul({.c = out, .a = logits, .b = w, .k_begin = first, .k_count = count}, exec);
+        };
+        sum_chunks(a.scratch.stream.slice_rows(begin, rows), 0, s.dims.chunks, a.scratch,
+                   input_gradient, exec);
     }
 }
 

@@ -19,8 +19,8 @@ std::uint64_t name_hash(
     return h;
 }
 
-// The logical model as a table: q/k norms first (see ModelState::tp_partial_grads), then the other
-// norms, then the matrices from top to bottom.
+// The logical model as a table: q/k norms first (see ModelState::head_sums), then the other norms,
+// then the matrices from top to bottom.
 std::vector<Param> param_table(const RunConfig& config) {
     const ModelConfig& m = config.model;
     const Formats formats = formats_of(config.precision);
@@ -122,22 +122,57 @@ Scaled place_scaled(Placer& placer, const std::string& name, const Shape& shape,
     return t;
 }
 
-// Gradients lie flat per kind, so that each kind is one message.
-void place_grads(Placer& placer, ModelState& s, const Formats& formats, std::size_t n_partial) {
-    std::int64_t norms = 0, matrices = 0, partial = 0;  // elements
+// Rows by head of the q or k norm that row i of the table is.
+std::int64_t heads_of(const RunConfig& config, std::size_t i) {
+    return i % 2 == 0 ? config.model.n_heads : config.model.n_kv_heads;
+}
+
+// Gradients lie flat per kind, so that each kind is one message: first those by head.
+void place_grads(Placer& placer, ModelState& s, const RunConfig& config, const Formats& formats,
+                 std::int64_t shards) {
+    const auto n_head_norms = static_cast<std::size_t>(2 * config.model.n_layers);
+    std::int64_t heads = 0, matrices = 0;  // elements
+    for (std::size_t i = 0; i < n_head_norms; ++i) {
+        s.head_count.push_back(heads_of(config, i));
+        heads += s.head_count.back() * config.model.head_dim;
+    }
+    std::int64_t norms = align_up(heads);
     std::vector<std::int64_t> offsets;
     for (const Param& p : s.params) {
         std::int64_t& end = p.is_norm() ? norms : matrices;
         offsets.push_back(end);
         end = align_up(end + local_shape(p).numel());
-        if (offsets.size() == n_partial) partial = norms;
     }
     s.norm_grads = placer.place("grads.norms", {norms}, formats.wide, Lifetime::run);
     s.matrix_grads = placer.place("grads.matrices", {matrices}, formats.grad, Lifetime::run);
-    s.tp_partial_grads = piece(s.norm_grads, 0, {partial});
-    for (std::size_t i = 0; i < s.params.size(); ++i)
-        s.params[i].grad = piece(s.params[i].is_norm() ? s.norm_grads : s.matrix_grads, offsets[i],
-                                 local_shape(s.params[i]));
+    s.norm_sums = s.norm_grads;
+    s.matrix_sums = s.matrix_grads;
+    if (shards > 1) {
+        s.norm_sums = placer.place("grads.norms.sum", {norms}, formats.wide, Lifetime::run);
+        s.matrix_sums = placer.place("grads.matrices.sum", {matrices}, formats.grad, Lifetime::run);
+    }
+    s.head_sums = piece(s.norm_sums, 0, {heads});
+    for (std::size_t i = 0; i < s.params.size(); ++i) {
+        Param& p = s.params[i];
+        p.shard_grad =
+            piece(p.is_norm() ? s.norm_grads : s.matrix_grads, offsets[i], local_shape(p));
+        p.grad = piece(p.is_norm() ? s.norm_sums : s.matrix_sums, offsets[i], local_shape(p));
+    }
+}
+
+// What backward adds q and k norms' gradients to: this rank's heads.
+void view_head_grads(ModelState& s, const RunConfig& config, const LocalDims& d, int tp_rank) {
+    std::int64_t at = 0;
+    const auto next = [&](std::int64_t local, std::int64_t all) {
+        const TensorView mine =
+            piece(s.norm_grads, at + tp_rank * local * d.head_dim, {local, d.head_dim});
+        at += all * d.head_dim;
+        return mine;
+    };
+    for (BlockWeights& b : s.grads.blocks) {
+        b.q_norm = next(d.n_heads, config.model.n_heads);
+        b.k_norm = next(d.n_kv_heads, config.model.n_kv_heads);
+    }
 }
 
 void place_param(Placer& placer, Param& p, const Formats& formats) {
@@ -161,8 +196,8 @@ std::uint64_t Param::key(std::uint64_t seed) const { return mix_key(seed, name_h
 StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad,
                                  const GradPass& pass, std::int64_t row) {
     if (grad.dtype != DType::bf16) return {};
-    const auto p = std::ranges::find_if(state.params,
-                                        [&](const Param& x) { return x.grad.data == grad.data; });
+    const auto p = std::ranges::find_if(
+        state.params, [&](const Param& x) { return x.shard_grad.data == grad.data; });
     if (p == state.params.end()) return {};
     const auto word = [](std::int64_t x, int bits) {
         return (static_cast<std::uint64_t>(x) & ((std::uint64_t{1} << bits) - 1));
@@ -179,13 +214,19 @@ StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad
 
 LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
     const ModelConfig& m = config.model;
+    const std::int64_t dp = std::max<std::int64_t>(1, config.parallel.dp);
+    const VirtualMesh sums = virtual_mesh(config, dp, tp_size);
     LocalDims d{.d_model = m.d_model,
                 .n_heads = m.n_heads / tp_size,
                 .n_kv_heads = m.n_kv_heads / tp_size,
                 .head_dim = m.head_dim,
                 .d_ff = m.d_ff / tp_size,
-                .vocab = shard_range(m.vocab_size, tp_rank, tp_size),
+                .vocab = shard_range(m.vocab_size, tp_rank, tp_size, sums.tp_chunks),
                 .formats = formats_of(config.precision)};
+    d.chunks = sums.tp_chunks / tp_size;
+    d.elastic = is_elastic(config);
+    d.shard_micro_batches = std::max<std::int64_t>(
+        1, config.batch.global_batch / (sums.dp_shards * config.batch.micro_batch));
     for (std::int64_t l = 0; l < m.n_layers; ++l) {
         d.ffn.push_back(ffn_format(d.formats, config, l));
         d.recompute.push_back(recompute_of(config, l));
@@ -197,15 +238,21 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
                               std::int64_t max_positions, int tp_rank, int tp_size) {
     ModelState s;
     s.params = param_table(config);
+    const std::int64_t dp = std::max<std::int64_t>(1, config.parallel.dp);
+    const VirtualMesh sums = virtual_mesh(config, dp, tp_size);
     for (Param& p : s.params) {
         const int axis = p.cut == TpCut::cols ? 1 : 0;
-        p.range = p.cut == TpCut::replicated ? ShardRange{0, p.global_shape[0], p.global_shape[0]}
-                                             : shard_range(p.global_shape[axis], tp_rank, tp_size);
+        p.range = p.cut == TpCut::replicated
+                      ? ShardRange{0, p.global_shape[0], p.global_shape[0]}
+                      : shard_range(p.global_shape[axis], tp_rank, tp_size, sums.tp_chunks);
         place_param(placer, p, dims.formats);
     }
-    place_grads(placer, s, dims.formats, static_cast<std::size_t>(2 * config.model.n_layers));
+    place_grads(placer, s, config, dims.formats, sums.dp_shards / dp);
     s.work = model_views(s.params, config, [](const Param& p) { return p.work; });
-    s.grads = model_views(s.params, config, [](const Param& p) { return Scaled{p.grad, {}}; });
+    s.grads = model_views(s.params, config, [](const Param& p) {
+        return Scaled{p.shard_grad, {}};
+    });
+    view_head_grads(s, config, dims, tp_rank);
     const Shape angles{max_positions, dims.head_dim / 2};
     s.rope_cos = placer.place("rope.cos", angles, dims.formats.wide, Lifetime::run);
     s.rope_sin = placer.place("rope.sin", angles, dims.formats.wide, Lifetime::run);
@@ -245,6 +292,23 @@ void init_model_state(ModelState& state, const RunConfig& config, const Exec& ex
 void zero_grads(ModelState& state, const Exec& exec) {
     zero(state.norm_grads, exec);
     zero(state.matrix_grads, exec);
+}
+
+void fold_head_grads(ModelState& state) {
+    std::int64_t at = 0;
+    for (std::size_t i = 0; at < state.head_sums.numel(); ++i) {
+        const Param& p = state.params[i];
+        const std::int64_t d = p.grad.numel(), heads = state.head_count[i];
+        dispatch_dtype(p.grad.dtype, [&]<Element T>(T) {
+            const T* const by_head = state.head_sums.as<T>().data() + at;
+            T* const sum = p.grad.as<T>().data();
+            std::copy_n(by_head, d, sum);
+            for (std::int64_t h = 1; h < heads; ++h)
+                for (std::int64_t c = 0; c < d; ++c)
+                    sum[c] = narrow_to<T>(widen(sum[c]) + widen(by_head[h * d + c]));
+        });
+        at += heads * d;
+    }
 }
 
 void zero_added_grads(ModelState& state, const Exec& exec) {

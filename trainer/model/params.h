@@ -22,6 +22,11 @@ struct LocalDims {
     Formats formats;
     std::vector<DType> ffn;            // per layer: formats.ffn or formats.ffn_edge
     std::vector<Recompute> recompute;  // per layer
+    // Of the order of sums (parallel.determinism): chunks of heads, d_ff and vocabulary that this
+    // rank holds and adds as a tree; micro-batches of one dp shard; whether gradients add up token
+    // by token.
+    std::int64_t chunks = 1, shard_micro_batches = 1;
+    bool elastic = false;
     std::int64_t q_cols() const { return n_heads * head_dim; }
     std::int64_t kv_cols() const { return n_kv_heads * head_dim; }
 };
@@ -60,8 +65,10 @@ struct Param {
     double init_std = 0.0;       // 0: filled with ones
     DType format = DType::fp32;  // of the working copy
     ShardRange range;            // of the cut axis
-    TensorView master, grad;
-    Scaled work, m, v;  // work is the master itself where the format is the master's
+    TensorView master;
+    TensorView shard_grad;  // what backward writes: of the dp shard at hand, on this rank
+    TensorView grad;        // what the optimizer reads: summed over shards and ranks
+    Scaled work, m, v;      // work is the master itself where the format is the master's
     bool is_norm() const { return init_std == 0.0; }
     std::int64_t row_begin() const { return cut == TpCut::rows ? range.begin : 0; }
     std::int64_t col_begin() const { return cut == TpCut::cols ? range.begin : 0; }
@@ -73,13 +80,14 @@ struct Param {
 struct ModelState {
     std::vector<Param> params;
     Weights work, grads;
-    /// What data parallel sums: gradients of the norms (wide) and of the matrices, each kind flat.
-    TensorView norm_grads, matrix_grads;
-    /// The head of norm_grads: gradients of q/k norm weights, which are replicated but of which
-    /// each tp rank sees only its own heads. They are summed over tp; other replicated weights see
-    /// everything.
-    TensorView tp_partial_grads;
-    TensorView rope_cos, rope_sin;  // (max_positions, head_dim / 2)
+    /// What data parallel sums, of one dp shard: gradients of the norms (wide) and of the matrices,
+    /// each kind flat; and the sums over the shards, the same memory where a rank has one shard.
+    TensorView norm_grads, matrix_grads, norm_sums, matrix_sums;
+    /// The head of norm_sums: gradients of q/k norm weights by head, (heads, head_dim) per weight.
+    /// They are replicated, but each tp rank sees only its own heads; the rest is zero.
+    TensorView head_sums;
+    std::vector<std::int64_t> head_count;  // of the first params, which are the q and k norms
+    TensorView rope_cos, rope_sin;         // (max_positions, head_dim / 2)
 };
 
 /// Lists or places the state. `max_positions`: longest sequence of the run.
@@ -107,6 +115,8 @@ void refresh_work(ModelState& state, const Exec& exec);
 /// The same for rows [begin, begin + count) of one parameter; begin is a multiple of 128.
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec);
 void zero_grads(ModelState& state, const Exec& exec);
+/// The gradients of q/k norm weights from those by head, in the order of the heads.
+void fold_head_grads(ModelState& state);
 /// Only what a first micro-batch adds to instead of overwriting: norm gains, and the embedding
 /// where it is not the output matrix, too.
 void zero_added_grads(ModelState& state, const Exec& exec);

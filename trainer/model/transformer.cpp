@@ -18,7 +18,7 @@ BlockContext block_context(const TrainState& s, const Communicator& tp, const Ex
             .acts = s.acts,
             .tp = tp,
             .exec = exec,
-            .add_grads = !s.first_micro_batch,
+            .add_grads = s.shard_micro_batch > 0,
             .grad_pass = s.grad_pass};
 }
 
@@ -39,6 +39,31 @@ TensorView loss_of(const TrainState& s, std::int64_t pass, std::size_t layer) {
 void inject(const Injection& fault, std::int64_t layer, TensorView d_x) {
     if (fault.layer != layer) return;
     dispatch_dtype(d_x.dtype, [&]<Element T>(T) { d_x.as<T>()[0] = narrow_to<T>(fault.value); });
+}
+
+// d_embed[token] += d_x, in the order of the tokens: at the shard's end where the output matrix has
+// added its part of every micro-batch to the same tensor, else at once.
+void embedding_gradient(TrainState& s, const Exec& exec) {
+    const Activations& a = s.acts;
+    const TensorView& g = s.model.grads.embed;
+    TensorView d_x = a.d_x, tokens = a.tokens;
+    if (!a.shard_d_x.empty()) {
+        const std::int64_t rows = d_x.rows(), begin = s.shard_micro_batch * rows;
+        cast(a.shard_d_x.slice_rows(begin, rows), d_x, exec);
+        std::ranges::copy(tokens.as<std::int32_t>(),
+                          a.shard_tokens.slice_rows(begin, rows).as<std::int32_t>().begin());
+        if (s.shard_micro_batch + 1 < s.dims.shard_micro_batches) return;
+        d_x = a.shard_d_x.slice_rows(0, begin + rows);
+        tokens = a.shard_tokens.slice_rows(0, begin + rows);
+    }
+    StochasticRounding rounding = grad_rounding(s.model, g, s.grad_pass, 0);
+    rounding.key = mix_key(rounding.key, 0x656d62);  // tied: apart from the output matrix's draws
+    embedding_backward({.d_table = g,
+                        .d_y = d_x,
+                        .tokens = tokens,
+                        .vocab_begin = s.dims.vocab.begin,
+                        .rounding = rounding},
+                       exec);
 }
 
 }  // namespace
@@ -126,14 +151,7 @@ void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
         context.loss = loss_of(s, 1, l);
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
     }
-    StochasticRounding rounding = grad_rounding(s.model, g.embed, s.grad_pass, 0);
-    rounding.key = mix_key(rounding.key, 0x656d62);  // tied: apart from the output matrix's draws
-    embedding_backward({.d_table = g.embed,
-                        .d_y = a.d_x,
-                        .tokens = a.tokens,
-                        .vocab_begin = s.dims.vocab.begin,
-                        .rounding = rounding},
-                       exec);
+    embedding_gradient(s, exec);
 }
 
 }  // namespace stoa

@@ -30,10 +30,10 @@ struct TrainState {
     LossScale loss_scale;
     PolicyState policy;
     SpikeGuard guard;
-    bool sampling = false;           // this step measures what 8 bits lose, for the policy
-    bool first_micro_batch = false;  // its gradients of matrices overwrite, the next ones add
-    GradPass grad_pass;              // what bf16 gradients draw their rounding from
-    Injection injection;             // fault tests only
+    bool sampling = false;               // this step measures what 8 bits lose, for the policy
+    std::int64_t shard_micro_batch = 0;  // of its dp shard: the first overwrites gradients
+    GradPass grad_pass;                  // what bf16 gradients draw their rounding from
+    Injection injection;                 // fault tests only
 };
 
 /// Allocates the arena of plan_memory and places the state; parameters are initialised from the
@@ -49,8 +49,8 @@ void load_micro_batch(TrainState& s, const MicroBatch& mb);
 void model_forward(TrainState& s, const Communicator& tp, const Exec& exec);
 
 /// Gradient of h_final (loss_forward_backward left it in the scratch) to gradients, which are added
-/// to s.model.grads, or with first_micro_batch written there (norm gains and embedding: added).
-/// comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute)
+/// to s.model.grads, or in a shard's first micro-batch written there (norm gains and embedding:
+/// added). comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute)
 void model_backward(TrainState& s, const Communicator& tp, const Exec& exec);
 
 }  // namespace stoa
