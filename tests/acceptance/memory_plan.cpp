@@ -69,6 +69,14 @@ RunConfig random_config(Draws& draws) {
     c.precision.recipe = static_cast<Recipe>(pick({0, 1, 2, 3, 4}));
     c.precision.edge_blocks = pick({0, 1});
     c.batch = {.global_batch = 4 * dp, .micro_batch = pick({1, 2})};
+    if (tp <= 2 && pick({0, 1}) == 1) {  // two shards a rank, and two chunks on one tp rank
+        c.parallel.determinism = Determinism::automatic;
+        if (is_elastic(c)) {
+            c.parallel.determinism = Determinism::elastic;
+            c.parallel.dp_shards = 2 * dp;
+            c.parallel.tp_chunks = 2;
+        }
+    }
     StageConfig stage;
     stage.name = "only";
     stage.seq_len = pick({16, 72, 128, 300});

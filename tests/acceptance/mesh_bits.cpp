@@ -1,4 +1,4 @@
-// The same bits on every mesh: SHA-256 of the masters, and of Adam's moments, after 50 steps on
+// The same bits on every mesh: SHA-256 of masters, Adam's moments and scales after 50 steps on
 // (dp,tp) = (1,1), (2,1), (1,2), (2,2), (4,1), (1,4), (4,2), in fp32 and r30, with micro-batches of
 // 1, 2 and 4, with and without recompute, tied and untied embeddings, an odd vocabulary, other
 // numbers of threads; and loss and gradient norm of every step. Between whom sums are added is
@@ -12,9 +12,8 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/thread_pool.h"
-#include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
-#include "tests/support/programs.h"
+#include "tests/support/logical_state.h"
 #include "tests/support/tiny_run.h"
 
 using namespace stoa;
@@ -61,41 +60,6 @@ TinyOptions options_of(const Case& c) {
     return o;
 }
 
-/// The logical cells of this rank's part of p, which is stored as bytes, in the whole tensor.
-void put_cells(std::vector<std::byte>& whole, const Param& p, const TensorView& part) {
-    const std::int64_t cell = size_of(part.dtype), cols = part.cols();
-    const std::int64_t all_cols = p.global_shape[p.global_shape.rank - 1];
-    const bool rows_cut = p.cut == TpCut::rows, cols_cut = p.cut == TpCut::cols;
-    const std::int64_t rows = rows_cut ? p.range.count : part.rows();
-    for (std::int64_t r = 0; r < rows; ++r)
-        std::memcpy(
-            whole.data() + ((r + p.row_begin()) * all_cols + (cols_cut ? p.range.begin : 0)) * cell,
-            part.data + r * cols * cell, static_cast<std::size_t>(cols * cell));
-}
-
-/// Masters and moments of the logical model, one after the other; the same on every rank.
-std::vector<std::byte> logical_state(const TrainState& s, const Communicator& tp) {
-    std::vector<std::byte> all;
-    for (const Param& p : s.model.params)
-        for (const TensorView& t : {p.master, p.m.data, p.v.data}) {
-            std::vector<std::byte> whole(
-                static_cast<std::size_t>(p.global_shape.numel() * size_of(t.dtype)));
-            if (p.cut != TpCut::replicated || tp.rank() == 0) put_cells(whole, p, t);
-            if (tp.size() > 1)
-                MPI_Allreduce(MPI_IN_PLACE, whole.data(), static_cast<int>(whole.size()), MPI_BYTE,
-                              MPI_BOR, tp.handle());
-            all.insert(all.end(), whole.begin(), whole.end());
-        }
-    return all;
-}
-
-std::string sha256(const std::vector<std::byte>& bytes) {
-    const TempDir dir;
-    write_text(dir / "state",
-               std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
-    return run_shell("sha256sum " + (dir / "state")).output.substr(0, 64);
-}
-
 int rank_main(int argc, char** argv) {
     MpiSession session(argc, argv);
     const auto arg = [&](int i) { return std::stoll(argv[2 + i]); };
@@ -111,17 +75,10 @@ int rank_main(int argc, char** argv) {
     set_cpu_threads(c.threads);
     TrainState s;
     const Trace t = tiny_run(options_of(c), mesh, arg(8), &s);
-    const std::vector<std::byte> state = logical_state(s, mesh.tp);
-    std::vector<std::byte> first = state;  // of world rank 0
-    if (mesh.world.size() > 1)
-        MPI_Bcast(first.data(), static_cast<int>(first.size()), MPI_BYTE, 0, mesh.world.handle());
-    const std::int64_t same =
-        all_reduce_scalar(std::int64_t{first == state}, ReduceOp::min, mesh.world);
+    const std::string hash = state_hash(s, mesh);
     if (mesh.world.rank() == 0)
-        fmt::print("TRACE {}\n", json{{"sha256", same != 0 ? sha256(state) : "ranks differ"},
-                                      {"loss", t.loss},
-                                      {"grad_norm", t.grad_norm}}
-                                     .dump());
+        fmt::print("TRACE {}\n",
+                   json{{"sha256", hash}, {"loss", t.loss}, {"grad_norm", t.grad_norm}}.dump());
     close_mesh(mesh);
     session.close();
     return 0;

@@ -22,6 +22,7 @@ struct TinyOptions {
     bool whole_blocks = false;   // sizes that fp8 and two tp ranks can take
     std::int64_t head_dim = 32;  // with whole_blocks; 64 for four tp ranks
     std::int64_t seq_len = 16;
+    std::int64_t d_model = 128;                 // with whole_blocks
     std::int64_t dp_shards = 0, tp_chunks = 0;  // elastic with these sizes; 0: those of the mesh
     Determinism determinism = Determinism::automatic;
 };
@@ -38,7 +39,7 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                .d_ff = 64,
                .tie_embeddings = o.tie_embeddings};
     if (o.whole_blocks) {
-        c.model.d_model = 128;
+        c.model.d_model = o.d_model;
         c.model.head_dim = o.head_dim;
         c.model.d_ff = 512;
     }
