@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "configs/load_run_config.h"
+#include "kernels/core/log.h"
 
 namespace stoa {
 namespace {
@@ -108,10 +109,17 @@ void adopt_sums(const CheckpointMeta& saved, RunConfig& config, const std::strin
     long long dp_shards = 0, tp_chunks = 0;
     if (std::sscanf(was.c_str(), "elastic %lldx%lld", &dp_shards, &tp_chunks) != 2)
         throw CheckpointError({.what = "counter is damaged", .where = "sums", .actual = was});
-    p.determinism = Determinism::elastic;
-    p.dp_shards = dp_shards;
-    p.tp_chunks = tp_chunks;
-    config = resolve_for_world(config, static_cast<int>(p.dp * p.tp));
+    RunConfig adopted = config;
+    adopted.parallel.determinism = Determinism::elastic;
+    adopted.parallel.dp_shards = dp_shards;
+    adopted.parallel.tp_chunks = tp_chunks;
+    try {
+        config = resolve_for_world(adopted, static_cast<int>(p.dp * p.tp));
+    } catch (const ConfigError& e) {
+        if (p.determinism == Determinism::elastic) throw;
+        log_warn("{}; the run goes on with {}: from here on its bits are others", e.fields().what,
+                 sums_of(config));
+    }
 }
 
 CheckpointMeta checkpoint_meta(const TrainRun& run) {

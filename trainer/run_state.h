@@ -16,8 +16,9 @@ CheckpointMeta checkpoint_meta(const TrainRun& run);
 void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now, const std::string& dir);
 
 /// Sums go on in the order that the checkpoint's run began with: its virtual sizes become those of
-/// `config` where that gives none. Nothing where either is fast. errors: ConfigError where `config`
-/// gives other sizes, or its mesh cannot keep that order
+/// `config` where that gives none. Nothing where either is fast; a warning where the mesh cannot
+/// keep that order and `config` says auto. errors: ConfigError where `config` gives other sizes, or
+/// says elastic and its mesh cannot keep the order
 void adopt_sums(const CheckpointMeta& saved, RunConfig& config, const std::string& dir);
 
 /// errors: CheckpointError

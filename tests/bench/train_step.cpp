@@ -4,6 +4,7 @@
 // whole blocks of 128. The recipes run in turn, so that all see the same machine. Under mpirun the
 // batch is split over dp ranks.
 //   train_step [--steps N] [--model small|124m] [--threads N] [--recipes fp32,bf16,r30,r45,r50]
+// A recipe may name the order of its sums: fp32/fast, r30/elastic, fp32/4x4 (parallel.determinism).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -32,12 +33,30 @@ struct Size {
     std::int64_t seq_len;
 };
 
-RunConfig bench_config(const Size& size, Recipe compute, std::int64_t dp) {
+Recipe recipe_from_name(const std::string& name) {
+    for (const Recipe r : {Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50})
+        if (name == recipe_name(r)) return r;
+    throw ConfigError({.what = "no such recipe", .where = "--recipes", .actual = name});
+}
+
+void set_sums(ParallelConfig& p, const std::string& sums) {
+    long long dp_shards = 0, tp_chunks = 0;
+    p.determinism = sums == "fast" ? Determinism::fast : Determinism::automatic;
+    if (std::sscanf(sums.c_str(), "%lldx%lld", &dp_shards, &tp_chunks) != 2) return;
+    p.dp_shards = dp_shards;
+    p.tp_chunks = tp_chunks;
+}
+
+/// `name`: "fp32", "r30/fast" ...
+RunConfig bench_config(const Size& size, const std::string& name, std::int64_t dp) {
+    const std::size_t slash = std::min(name.find('/'), name.size());
     RunConfig c = test::tiny_config({}, dp, 1);
     c.model = size.model;
-    c.precision.recipe = compute;
+    c.precision.recipe = recipe_from_name(name.substr(0, slash));
+    if (slash < name.size()) set_sums(c.parallel, name.substr(slash + 1));
     c.stages[0].seq_len = size.seq_len;
-    c.batch = {.global_batch = 4, .micro_batch = 4 / dp, .grad_accum = 1};
+    const std::int64_t shards = virtual_mesh(c, dp, 1).dp_shards;
+    c.batch = {.global_batch = 4, .micro_batch = 4 / shards};
     c.stages[0].tokens = 1 << 30;
     return c;
 }
@@ -64,25 +83,19 @@ struct Timing {
     }
 };
 
-Recipe recipe_from_name(const std::string& name) {
-    for (const Recipe r : {Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50})
-        if (name == recipe_name(r)) return r;
-    throw ConfigError({.what = "no such recipe", .where = "--recipes", .actual = name});
-}
-
 json measure(const Size& size, const std::vector<std::string>& recipes, int steps,
              const Mesh& mesh) {
     std::vector<TrainState> states;
     std::vector<Timing> timings(recipes.size()), comm(recipes.size());
     for (const std::string& name : recipes)
-        states.push_back(make_train_state(
-            bench_config(size, recipe_from_name(name), mesh.dp_size()), 0, 1, Exec{}));
+        states.push_back(make_train_state(bench_config(size, name, mesh.dp_size()), 0, 1, Exec{}));
     for (int step = -1; step < steps; ++step)  // step -1 warms up
         for (std::size_t k = 0; k < recipes.size(); ++k) {
             const RunConfig& c = states[k].config;
             StepInputs in{.lr = 1e-4};
-            in.micro_batches.push_back(
-                test::tiny_batch(c, step + 1, mesh.dp_rank() * c.batch.micro_batch));
+            for (std::int64_t row = mesh.dp_rank() * c.batch.micro_batch; row < 4;
+                 row += mesh.dp_size() * c.batch.micro_batch)
+                in.micro_batches.push_back(test::tiny_batch(c, step + 1, row));
             take_comm_seconds();
             const auto begin = Clock::now();
             train_step(states[k], in, mesh, Exec{});
