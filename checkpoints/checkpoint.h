@@ -1,7 +1,7 @@
 #pragma once
 // Named tensors and counters on disk, whole or not at all, and back on any mesh.
 //
-//   <run>/ckpt/step-000000200/rank-0000.h5 ...   one file per tp rank of dp rank 0: its shards
+//   <run>/ckpt/step-000000200/rank-0000.h5 ...   one file per rank that has cells of its own
 //                             state.h5           a virtual view: one logical dataset per tensor
 //                             with
 //                                                its global shape (h5dump, h5py)
@@ -28,6 +28,7 @@ struct TensorShard {
     TensorView view;
     std::int64_t row_begin = 0, row_count = 0, col_begin = 0, col_count = 0;
     bool replicated = false;  // every tp rank holds all of it: tp rank 0 writes
+    bool dp_part = false;     // each dp rank holds other rows, and writes them; else dp rank 0 does
 };
 
 /// Everything else a run needs to go on exactly; kept as strings so that this room knows no layers.
@@ -39,10 +40,10 @@ struct CheckpointMeta {
     std::string tokenizer_hash;
 };
 
-/// Writes one checkpoint. Every rank calls it with its shards; dp rank 0 of each tp rank writes its
-/// file, then all agree, then rank 0 writes the manifest, syncs and renames the directory into
+/// Writes one checkpoint. Every rank calls it with its shards and writes those that are its own,
+/// then all agree, then rank 0 writes the manifest, syncs and renames the directory into
 /// place. A failure on any rank leaves the earlier checkpoints as they were and removes the
-/// temporary files. comm: agree(world) three times, tp_size broadcasts(tp) in dp rank 0 errors: an
+/// temporary files. comm: agree(world) three times, a broadcast(world) per rank errors: an
 /// Error with ExitCode::checkpoint on all ranks alike; ShapeError for a bad shard returns the
 /// directory
 std::string save_checkpoint(const std::string& run_dir, const CheckpointMeta& meta,
@@ -65,9 +66,9 @@ enum class LoadTensors { all, subset };
 CheckpointMeta load_checkpoint(const std::string& dir, const std::vector<TensorShard>& shards,
                                const Mesh& mesh, LoadTensors which = LoadTensors::all);
 
-/// Deletes all but the newest `keep` checkpoints; nothing goes before a newer one has been read back
-/// whole, so the newest good one always stays. Rank 0 only; no comm.
-/// errors: CheckpointError when the directory cannot be read or changed
+/// Deletes all but the newest `keep` checkpoints; nothing goes before a newer one has been read
+/// back whole, so the newest good one always stays. Rank 0 only; no comm. errors: CheckpointError
+/// when the directory cannot be read or changed
 void prune_checkpoints(const std::string& run_dir, std::int64_t keep);
 
 // For `stoa ckpt ls|verify|show` and for tools without MPI.

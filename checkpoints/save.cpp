@@ -75,15 +75,22 @@ std::string append_cells(HashingWriter& out, const TensorShard& s) {
     return hash.hex();
 }
 
-RankTable write_rank_file(const std::string& dir, const std::vector<TensorShard>& shards,
-                          int tp_rank) {
-    std::vector<const TensorShard*> mine;  // what this rank owns and has cells of
+/// What this rank owns and has cells of.
+std::vector<const TensorShard*> written_here(const std::vector<TensorShard>& shards,
+                                             const Mesh& mesh) {
+    std::vector<const TensorShard*> mine;
     for (const TensorShard& s : shards)
-        if (s.row_count * s.col_count > 0 && (!s.replicated || tp_rank == 0)) mine.push_back(&s);
+        if (s.row_count * s.col_count > 0 && (!s.replicated || mesh.tp_rank() == 0) &&
+            (s.dp_part || mesh.dp_rank() == 0))
+            mine.push_back(&s);
+    return mine;
+}
+
+RankTable write_rank_file(const std::string& dir, const std::vector<const TensorShard*>& mine,
+                          int rank) {
     RankFileLayout layout = lay_out_rank_file(mine);
     RankTable table{
-        {fmt::format("rank-{:04}.h5", tp_rank), static_cast<std::int64_t>(layout.image.end), ""},
-        {}};
+        {fmt::format("rank-{:04}.h5", rank), static_cast<std::int64_t>(layout.image.end), ""}, {}};
     for (std::size_t i = 0; i < mine.size(); ++i) {
         const TensorShard& s = *mine[i];
         table.tensors.push_back({s.name,
@@ -125,37 +132,34 @@ CheckpointFile write_view(const std::string& dir, const std::vector<StoredTensor
 /// An upper estimate: the data, and per tensor its HDF5 metadata and manifest entry for each
 /// writer.
 std::int64_t expected_bytes(const CheckpointMeta& meta, const std::vector<TensorShard>& shards,
-                            int tp_size) {
+                            int writers) {
     constexpr std::int64_t kPerShardBytes = 2048, kPerFileBytes = 16384;
     std::int64_t bytes =
-        static_cast<std::int64_t>(meta.resolved_config.size()) + kPerFileBytes * (tp_size + 2);
+        static_cast<std::int64_t>(meta.resolved_config.size()) + kPerFileBytes * (writers + 2);
     for (const TensorShard& s : shards)
-        bytes += s.global_shape.numel() * size_of(s.view.dtype) + kPerShardBytes * (tp_size + 1) +
+        bytes += s.global_shape.numel() * size_of(s.view.dtype) + kPerShardBytes * (writers + 1) +
                  static_cast<std::int64_t>(s.name.size()) * 4;
     return bytes;
 }
 
 void prepare(const std::string& run_dir, const CheckpointMeta& meta,
-             const std::vector<TensorShard>& shards, int tp_size) {
+             const std::vector<TensorShard>& shards, int writers) {
     const std::string root = checkpoint_root(run_dir),
                       temporary = temporary_dir(run_dir, meta.step);
     std::error_code error;
     std::filesystem::create_directories(root, error);
     if (error) throw io_error(root, "create the directory", error.value());
     clean_run_directory(run_dir);
-    require_free_space(root, expected_bytes(meta, shards, tp_size));
+    require_free_space(root, expected_bytes(meta, shards, writers));
     std::filesystem::create_directory(temporary, error);
     if (error) throw io_error(temporary, "create the directory", error.value());
 }
 
 void commit(const std::string& run_dir, const CheckpointMeta& meta,
-            const std::vector<RankTable>& tables) {
+            const std::vector<RankTable>& tables, int tp_size) {
     const std::string temporary = temporary_dir(run_dir, meta.step);
-    Manifest m{.meta = meta,
-               .tp = static_cast<std::int64_t>(tables.size()),
-               .files = {},
-               .tensors = merge_tensors(tables),
-               .xxh3 = ""};
+    Manifest m{
+        .meta = meta, .tp = tp_size, .files = {}, .tensors = merge_tensors(tables), .xxh3 = ""};
     for (const RankTable& t : tables)
         m.files.push_back(t.file);
     m.files.push_back(write_view(temporary, m.tensors));
@@ -174,20 +178,21 @@ std::string save_checkpoint(const std::string& run_dir, const CheckpointMeta& me
     try {
         agree(mesh.world, "prepare checkpoint", [&] {
             require_shards(shards);
-            if (first) prepare(run_dir, meta, shards, mesh.tp_size());
+            if (first) prepare(run_dir, meta, shards, mesh.world.size());
             prepared = first;
         });
+        const auto mine = written_here(shards, mesh);
         std::string table;
         agree(mesh.world, "write checkpoint", [&] {
-            if (mesh.dp_rank() == 0)
-                table = format_rank_table(write_rank_file(temporary, shards, mesh.tp_rank()));
+            if (!mine.empty())
+                table = format_rank_table(write_rank_file(temporary, mine, mesh.world.rank()));
         });
         std::vector<RankTable> tables;
-        if (mesh.dp_rank() == 0)
-            for (int r = 0; r < mesh.tp_size(); ++r)
-                tables.push_back(parse_rank_table(broadcast(table, r, mesh.tp)));
+        for (int r = 0; r < mesh.world.size(); ++r)
+            if (const std::string t = broadcast(table, r, mesh.world); !t.empty())
+                tables.push_back(parse_rank_table(t));
         agree(mesh.world, "commit checkpoint", [&] {
-            if (first) commit(run_dir, meta, tables);
+            if (first) commit(run_dir, meta, tables, mesh.tp_size());
         });
     } catch (const std::exception&) {
         if (prepared) remove_quietly(temporary);

@@ -114,12 +114,11 @@ void check_precision(const RunConfig& c, Rules& rules) {
     for (std::size_t i = 0; i < c.parallel.recompute_layers.size(); ++i) {
         const std::string& text = c.parallel.recompute_layers[i];
         std::int64_t first = 0, last = 0;
-        rules.require(
-            parse_layer_range(text, first, last) && last < c.model.n_layers,
-            {"parallel.recompute_layers", "model.n_layers"},
-            fmt::format("parallel.recompute_layers: expected blocks within 0-{}, got '{}'",
-                        c.model.n_layers - 1, text),
-            "write ranges like [0-3, 7]; an empty list means all");
+        rules.require(parse_layer_range(text, first, last) && last < c.model.n_layers,
+                      {"parallel.recompute", "model.n_layers"},
+                      fmt::format("parallel.recompute: expected blocks within 0-{}, got '{}'",
+                                  c.model.n_layers - 1, text),
+                      "write ranges like full 0-3 7; none means all blocks");
     }
 }
 

@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "configs/config_schema.h"
 #include "configs/config_units.h"
 #include "configs/load_run_config.h"
+#include "configs/recipe.h"
 
 namespace stoa {
 namespace {
@@ -155,6 +157,22 @@ struct Reader {
         *f.tokens = tokens.value;
         return true;
     }
+    bool read(const ConfigNode& node, RecomputeField f) {
+        if (!need_scalar(node)) return false;
+        std::istringstream in(node.text);
+        std::string word;
+        in >> word;
+        if (!read({node.kind, node.place, word, {}, {}}, f.policy)) return false;
+        f.layers->clear();
+        for (std::string range; in >> range;) {
+            std::int64_t first = 0, last = 0;
+            if (*f.policy == Recompute::none || !parse_layer_range(range, first, last))
+                return refuse(node,
+                              "expected ranges of blocks behind selective or full (full 0-3 7)");
+            f.layers->push_back(range);
+        }
+        return true;
+    }
     bool read(const ConfigNode& node, DeterminismField f) {
         if (!need_scalar(node)) return false;
         const std::string& text = node.text;
@@ -288,6 +306,12 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                 return *f.tokens >= 0 ? format_count(*f.tokens, "tokens")
                                       : fmt::format("{}", *f.fraction);
             },
+            [](RecomputeField f) {
+                std::string s = words_of(*f.policy)[static_cast<std::size_t>(*f.policy)];
+                for (const std::string& range : *f.layers)
+                    s += " " + range;
+                return s;
+            },
             [](DeterminismField f) -> std::string {
                 if (*f.mode == Determinism::automatic) return "auto";
                 if (*f.mode == Determinism::fast) return "fast";
@@ -335,6 +359,7 @@ std::string type_text(const KeyRow& row) {
             [](FractionField) -> std::string { return "a fraction or percentage"; },
             [](BetasField) -> std::string { return "a list of two numbers"; },
             [](WarmupField) -> std::string { return "a percentage or tokens"; },
+            [](RecomputeField) { return joined(words_of(Recompute{})) + ", and blocks"; },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration"; },
             [](std::vector<std::string>*) -> std::string { return "a list of names"; },

@@ -31,6 +31,10 @@ struct IntervalField {
     std::int64_t* steps;
     double* seconds;
 };
+struct RecomputeField {
+    Recompute* policy;
+    std::vector<std::string>* layers;  // "0-3", "7"; empty: all
+};
 struct DeterminismField {
     Determinism* mode;
     std::int64_t *dp_shards, *tp_chunks;
@@ -40,7 +44,7 @@ struct FractionField {
 };
 using ConfigField =
     std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
-                 BetasField, WarmupField, IntervalField, DeterminismField,
+                 BetasField, WarmupField, IntervalField, DeterminismField, RecomputeField,
                  std::vector<std::string>*, std::map<std::string, double>*, Recompute*, Recipe*,
                  Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
 

@@ -45,6 +45,8 @@ struct ParallelConfig {
     std::int64_t tp = 1;
     Recompute recompute = Recompute::none;
     std::vector<std::string> recompute_layers;  // "0-3", "7": where it applies; empty = everywhere
+    // 1: each dp rank keeps masters and moments of its own rows only (ZeRO-1); 0: of all.
+    std::int64_t zero = 1;
     std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
     // elastic: sums have the order of `dp_shards` x `tp_chunks` virtual ranks on every mesh that
     // divides them; 0: as many as the mesh has. auto: elastic where gradients are wide.

@@ -118,15 +118,16 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
           [&] { loader = std::make_unique<TokenLoader>(config, *tokenizer); });
 
     const Exec exec{};
-    const MemoryPlan plan = plan_memory(config, mesh.tp_rank(), mesh.tp_size());
+    const MemoryPlan plan = plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank());
     if (options.print_memory_plan && mesh.world.rank() == 0) fmt::print("{}", describe_plan(plan));
     const int ranks_here = ranks_on_this_machine(mesh.world);
     agree(mesh.world, "check memory",
           [&] { require_fits(config, plan, ranks_here, available_memory_bytes()); });
     set_cpu_threads(threads_of(config, ranks_here));
     TrainState state;
-    agree(mesh.world, "allocate memory",
-          [&] { state = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec); });
+    agree(mesh.world, "allocate memory", [&] {
+        state = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
+    });
     TrainRun run{.tokenizer = *tokenizer,
                  .loader = *loader,
                  .mesh = mesh,

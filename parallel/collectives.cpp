@@ -145,6 +145,17 @@ std::string broadcast(std::string text, int root, const Communicator& comm) {
     return text;
 }
 
+void broadcast(TensorView t, int root, const Communicator& comm) {
+    if (comm.size() == 1 || t.bytes() == 0) return;
+    require_host(t, "broadcast");
+    const CommTimer timer;
+    constexpr std::int64_t kMost = 1 << 30;  // MPI counts are ints
+    for (std::int64_t done = 0; done < t.bytes(); done += kMost)
+        check_mpi(MPI_Bcast(t.data + done, static_cast<int>(std::min(kMost, t.bytes() - done)),
+                            MPI_BYTE, root, comm.handle()),
+                  "broadcast", comm);
+}
+
 void barrier(const Communicator& comm) {
     if (comm.size() == 1) return;
     check_mpi(MPI_Barrier(comm.handle()), "barrier", comm);

@@ -34,6 +34,9 @@ std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicat
 /// Rank `root`'s text on every rank.     comm: two broadcasts
 std::string broadcast(std::string text, int root, const Communicator& comm);
 
+/// Root's bytes of t on every rank.     comm: broadcasts of at most 1 GiB
+void broadcast(TensorView t, int root, const Communicator& comm);
+
 void barrier(const Communicator& comm);
 
 /// Seconds this process has spent inside collectives since the last call (for the step line).

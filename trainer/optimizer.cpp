@@ -25,7 +25,7 @@ double clip_coefficient(double norm, double max_norm) {
 }
 
 void adamw_step(ModelState& state, const RunConfig& config, double lr, double grad_scale,
-                std::int64_t step, const Exec& exec) {
+                std::int64_t step, const Communicator& dp, const Exec& exec) {
     const OptimizerConfig& o = config.optimizer;
     for (const Param& p : state.params) {
         const bool matrix = p.master.shape.rank == 2;
@@ -35,10 +35,12 @@ void adamw_step(ModelState& state, const RunConfig& config, double lr, double gr
             const auto part = [&](const TensorView& t) {
                 return t.empty() || !matrix ? t : t.slice_rows(begin, count);
             };
+            const TensorView grad =
+                matrix ? p.grad.slice_rows(p.mine.begin + begin, count) : p.grad;
             adamw({.param = part(p.master),
                    .m = part(p.m.data),
                    .v = part(p.v.data),
-                   .grad = part(p.grad),
+                   .grad = grad,
                    .lr = lr,
                    .beta1 = o.beta1,
                    .beta2 = o.beta2,
@@ -49,13 +51,14 @@ void adamw_step(ModelState& state, const RunConfig& config, double lr, double gr
                    .m_scale = part(p.m.scale),
                    .v_scale = part(p.v.scale),
                    .rounding_key = p.key(config.run.seed),
-                   .row_begin = p.row_begin() + begin,
+                   .row_begin = p.row_begin() + p.mine.begin + begin,
                    .col_begin = p.col_begin(),
                    .logical_cols = p.global_shape[matrix ? 1 : 0]},
                   exec);
             if (matrix) refresh_work_rows(p, begin, count, exec);
         }
     }
+    gather_work(state, dp);
 }
 
 }  // namespace stoa

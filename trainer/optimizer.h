@@ -16,8 +16,10 @@ double grad_sum_of_squares(const ModelState& state, std::int64_t chunks, const C
 double clip_coefficient(double norm, double max_norm);
 
 /// AdamW over every parameter, 128 rows at a time: unscale and clip (grad_scale), moments, master,
-/// and at once the working copy of these rows, while they are in cache. `step` counts from 1.
+/// and at once the working copy of these rows, while they are in cache. Each dp rank updates its
+/// rows and gets the others' working copy from their owners. `step` counts from 1. comm: as
+/// refresh_work (trainer/model/params.h)
 void adamw_step(ModelState& state, const RunConfig& config, double lr, double grad_scale,
-                std::int64_t step, const Exec& exec);
+                std::int64_t step, const Communicator& dp, const Exec& exec);
 
 }  // namespace stoa

@@ -106,7 +106,8 @@ void place_anew(TrainRun& run, RunConfig config, const PolicyState& policy) {
         config.parallel.tp_chunks == now.parallel.tp_chunks)
         return;
     run.state = TrainState{};  // first: two of them need not fit
-    run.state = make_train_state(config, run.mesh.tp_rank(), run.mesh.tp_size(), run.exec);
+    run.state = make_train_state(config, run.mesh.tp_rank(), run.mesh.tp_size(), run.exec,
+                                 run.mesh.dp_rank());
 }
 
 // The weights of the last checkpoint, the data from here on: what led here is not seen again.
@@ -147,7 +148,7 @@ bool resume_run(TrainRun& run) {
     });
     const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh);
     agree(run.mesh.world, "restore counters", [&] { restore_counters(meta, run); });
-    refresh_work(run.state.model, run.exec);
+    refresh_work(run.state.model, run.mesh.dp, run.exec);
     log_info("resumed from {} at step {} ({} tokens)", dir, run.curriculum.step,
              run.curriculum.tokens);
     return true;

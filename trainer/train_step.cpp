@@ -136,7 +136,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     if (!r.skipped)
         adamw_step(model, s.config, in.lr,
                    clip_coefficient(norm, s.config.optimizer.max_norm) / scale, ++s.optimizer_step,
-                   exec);
+                   mesh.dp, exec);
     s.skipped_in_a_row = r.overflow ? s.skipped_in_a_row + 1 : 0;
     update(s.loss_scale, r.overflow);
     PolicyStep seen{

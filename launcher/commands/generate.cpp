@@ -96,7 +96,7 @@ int command_generate(const Args& args) {
                                .hint = "train first: stoa train CFG"});
     TrainState s = make_train_state(config, 0, 1, Exec{});
     load_checkpoint(dir, checkpoint_shards(s.model), mesh);
-    refresh_work(s.model, Exec{});
+    refresh_work(s.model, mesh.dp, Exec{});
     if (o.count("family") > 0) return solve_problems(s, tokenizer, o);
     const std::string prompt = unescape(o["prompt"].as<std::string>());
     const auto ids =

@@ -37,8 +37,8 @@ std::string without_layer(const std::string& name) {
 }
 
 void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
-    fmt::print("\ntp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}\n", tp_rank,
-               plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
+    fmt::print("\ndp rank 0, tp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}\n",
+               tp_rank, plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
                mib(plan.activation_bytes));
     if (all) {
         fmt::print("{}", describe_plan(plan));
@@ -64,7 +64,26 @@ void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
                    lifetime_name(k.first->lifetime), name);
 }
 
-nlohmann::json to_json(const RunConfig& c, const std::vector<MemoryPlan>& plans) {
+struct RankPlan {
+    int dp_rank, tp_rank;
+    MemoryPlan plan;
+};
+
+// Of every rank; of a large mesh only of the first and the last dp rank, whose shares differ by at
+// most a block of rows of each parameter.
+std::vector<RankPlan> plan_ranks(const RunConfig& config) {
+    constexpr int kMostRanks = 1024;
+    const auto dp = static_cast<int>(config.parallel.dp), tp = static_cast<int>(config.parallel.tp);
+    std::vector<RankPlan> plans;
+    for (int d = 0; d < dp; ++d)
+        for (int t = 0; t < tp; ++t)
+            if (dp * tp <= kMostRanks || d == 0 || d == dp - 1)
+                plans.push_back({d, t, plan_memory(config, t, tp, d)});
+    return plans;
+}
+
+nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
+    constexpr std::size_t kMostTables = 64;
     const DiskNeed disk = plan_disk(c);
     nlohmann::json out{{"dp", c.parallel.dp},
                        {"tp", c.parallel.tp},
@@ -72,7 +91,8 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<MemoryPlan>& plans)
                        {"checkpoint_bytes", disk.checkpoint_bytes},
                        {"disk_bytes", disk.run_bytes},
                        {"ranks", nlohmann::json::array()}};
-    for (const MemoryPlan& p : plans) {
+    for (const RankPlan& r : plans) {
+        const MemoryPlan& p = r.plan;
         nlohmann::json tensors = nlohmann::json::array();
         for (const PlannedTensor& t : p.tensors)
             tensors.push_back({{"name", t.name},
@@ -81,7 +101,9 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<MemoryPlan>& plans)
                                {"lifetime", lifetime_name(t.lifetime)},
                                {"offset", t.offset_bytes},
                                {"bytes", t.bytes()}});
-        out["ranks"].push_back({{"tp_rank", out["ranks"].size()},
+        if (out["ranks"].size() >= kMostTables) tensors.clear();
+        out["ranks"].push_back({{"dp_rank", r.dp_rank},
+                                {"tp_rank", r.tp_rank},
                                 {"bytes", p.total_bytes()},
                                 {"state_bytes", p.state_bytes},
                                 {"activation_bytes", p.activation_bytes},
@@ -104,7 +126,7 @@ int command_plan(const Args& args) {
         "checkpoints take.\n"
         "The same list places the tensors when the run starts: its total is the arena's size, to "
         "the byte.\n"
-        "Data-parallel ranks hold the same, so one plan is shown for each tensor-parallel rank.\n"
+        "Data-parallel ranks share out masters and moments; the table is that of dp rank 0.\n"
         "Nothing is started: the cluster need not exist.";
     line.options.add_options()("config", po::value<std::vector<std::string>>(), "")(
         "ranks", po::value<int>(), "plan for this many ranks")(
@@ -131,9 +153,9 @@ int command_plan(const Args& args) {
     if (config.model.vocab_size == 0)
         config = resolve_for_vocab(config, Tokenizer::load(config.data.tokenizer).vocab_size());
 
-    std::vector<MemoryPlan> plans;
-    for (int r = 0; r < tp; ++r)
-        plans.push_back(plan_memory(config, r, static_cast<int>(tp)));
+    const std::vector<RankPlan> plans = plan_ranks(config);
+    const auto [least, most] = std::ranges::minmax_element(
+        plans, {}, [](const RankPlan& r) { return r.plan.total_bytes(); });
     if ((*values)["json"].as<bool>()) {
         fmt::print("{}\n", to_json(config, plans).dump(2));
     } else {
@@ -144,11 +166,14 @@ int command_plan(const Args& args) {
             "disk: {:.1f} MiB a checkpoint, {:.1f} MiB for the {} that are kept and the one "
             "being written\n",
             mib(disk.checkpoint_bytes), mib(disk.run_bytes), config.checkpoint.keep);
-        for (std::size_t r = 0; r < plans.size(); ++r)
-            print_rank(plans[r], static_cast<int>(r), (*values)["all"].as<bool>());
+        fmt::print("memory: {:.1f} to {:.1f} MiB a rank, most on dp rank {}, tp rank {}\n",
+                   mib(least->plan.total_bytes()), mib(most->plan.total_bytes()), most->dp_rank,
+                   most->tp_rank);
+        for (const RankPlan& r : plans)
+            if (r.dp_rank == 0) print_rank(r.plan, r.tp_rank, (*values)["all"].as<bool>());
     }
     if (values->contains("memory"))
-        require_fits(config, plans[0], 1,
+        require_fits(config, most->plan, 1,
                      static_cast<std::int64_t>((*values)["memory"].as<double>() * (1 << 30)));
     return 0;
 }

@@ -29,7 +29,7 @@ int rank_main(int argc, char** argv) {
     const RunConfig config = resolve_for_world(load_run_config(argv[2], {}).config, session.size());
     Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp);
     const Exec exec{};
-    TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec);
+    TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
     const std::int64_t held = allocated_bytes();
     std::fill(s.arena.data() + s.state_bytes, s.arena.data() + s.arena.bytes(), kUntouched);
     StepInputs in{.lr = 1e-3};
@@ -63,9 +63,13 @@ RunConfig random_config(Draws& draws) {
                .head_dim = 128,
                .d_ff = 512 * pick({1, 2}),
                .tie_embeddings = pick({0, 1}) == 1};
-    c.parallel = {
-        .dp = dp, .tp = tp, .recompute = static_cast<Recompute>(pick({0, 1, 2})), .threads = 1};
-    if (c.model.n_layers > 2 && pick({0, 1}) == 1) c.parallel.recompute_layers = {"1-2"};
+    c.parallel = {.dp = dp,
+                  .tp = tp,
+                  .recompute = static_cast<Recompute>(pick({0, 1, 2})),
+                  .zero = pick({0, 1}),
+                  .threads = 1};
+    if (c.model.n_layers > 2 && c.parallel.recompute != Recompute::none && pick({0, 1}) == 1)
+        c.parallel.recompute_layers = {"1-2"};
     c.precision.recipe = static_cast<Recipe>(pick({0, 1, 2, 3, 4}));
     c.precision.edge_blocks = pick({0, 1});
     c.batch = {.global_batch = 4 * dp, .micro_batch = pick({1, 2})};
@@ -107,8 +111,7 @@ int compare(const char* self, const std::string& file, int world) {
         if (std::sscanf(line.c_str(), "RANK %d %d %lld %lld", &rank, &tp_rank, &bytes, &held) != 4)
             continue;
         ++seen;
-        const auto want =
-            plan["ranks"][static_cast<std::size_t>(tp_rank)]["bytes"].get<long long>();
+        const auto want = plan["ranks"][static_cast<std::size_t>(rank)]["bytes"].get<long long>();
         if (want == bytes && want == held) continue;
         ++differ;
         fmt::print(stderr, "rank {}: planned {}, touched {}, held {}\n", rank, want, bytes, held);

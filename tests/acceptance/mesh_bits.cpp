@@ -29,16 +29,19 @@ struct Case {
     bool tied = true;
     bool fast = false;
     int threads = 1;
+    int zero = 1;
     std::string text() const {
-        return fmt::format("{} {} {} {} {} {} {} {}", dp, tp, micro_batch, static_cast<int>(recipe),
-                           static_cast<int>(recompute), int{tied}, int{fast}, threads);
+        return fmt::format("{} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
+                           static_cast<int>(recipe), static_cast<int>(recompute), int{tied},
+                           int{fast}, threads, zero);
     }
     std::string subject() const {  // what must have one hash
         return fmt::format("{}{}", recipe_name(recipe), tied ? "" : " untied");
     }
     std::string name() const {
-        return fmt::format("{} dp {} tp {} micro {} recompute {} threads {}{}", subject(), dp, tp,
-                           micro_batch, static_cast<int>(recompute), threads, fast ? " fast" : "");
+        return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}", subject(),
+                           dp, tp, micro_batch, static_cast<int>(recompute), threads, zero,
+                           fast ? " fast" : "");
     }
 };
 
@@ -47,7 +50,8 @@ TinyOptions options_of(const Case& c) {
                   .recompute = c.recompute,
                   .tie_embeddings = c.tied,
                   .recipe = c.recipe,
-                  .global_batch = 16};
+                  .global_batch = 16,
+                  .zero = c.zero};
     if (c.recipe != Recipe::fp32) {  // sizes that fp8 and four tp ranks can take
         o.whole_blocks = true;
         o.head_dim = 64;
@@ -70,11 +74,12 @@ int rank_main(int argc, char** argv) {
                  .recompute = static_cast<Recompute>(arg(4)),
                  .tied = arg(5) != 0,
                  .fast = arg(6) != 0,
-                 .threads = static_cast<int>(arg(7))};
+                 .threads = static_cast<int>(arg(7)),
+                 .zero = static_cast<int>(arg(8))};
     Mesh mesh = make_mesh(c.dp, c.tp);
     set_cpu_threads(c.threads);
     TrainState s;
-    const Trace t = tiny_run(options_of(c), mesh, arg(8), &s);
+    const Trace t = tiny_run(options_of(c), mesh, arg(9), &s);
     const std::string hash = state_hash(s, mesh);
     if (mesh.world.rank() == 0)
         fmt::print("TRACE {}\n",
@@ -110,7 +115,8 @@ std::vector<Case> cases_of(bool quick) {
                                      .tp = tp,
                                      .micro_batch = micro_batch,
                                      .recipe = recipe,
-                                     .recompute = recompute});
+                                     .recompute = recompute,
+                                     .zero = micro_batch == 2 ? 0 : 1});
                 }
     for (const auto& [dp, tp] : kMeshes)
         cases.push_back({.dp = dp, .tp = tp, .micro_batch = dp == 1 ? 1 : 4, .tied = false});

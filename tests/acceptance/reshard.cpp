@@ -65,7 +65,7 @@ int rank_main(int argc, char** argv) {
     } else {
         RunConfig config = tiny_config(options, mesh.dp_size(), mesh.tp_size());
         config.run.seed = 99;  // nothing may be left of what was there
-        s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), Exec{});
+        s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), Exec{}, mesh.dp_rank());
         const std::string dir = find_checkpoint(run_dir, mesh);
         std::ofstream("/proc/self/clear_refs") << "5";  // VmHWM = VmRSS
         const std::int64_t before = status_bytes("VmRSS:");

@@ -88,7 +88,8 @@ json measure(const Size& size, const std::vector<std::string>& recipes, int step
     std::vector<TrainState> states;
     std::vector<Timing> timings(recipes.size()), comm(recipes.size());
     for (const std::string& name : recipes)
-        states.push_back(make_train_state(bench_config(size, name, mesh.dp_size()), 0, 1, Exec{}));
+        states.push_back(make_train_state(bench_config(size, name, mesh.dp_size()), 0, 1, Exec{},
+                                          mesh.dp_rank()));
     for (int step = -1; step < steps; ++step)  // step -1 warms up
         for (std::size_t k = 0; k < recipes.size(); ++k) {
             const RunConfig& c = states[k].config;

@@ -3,7 +3,6 @@
 #include <mpi.h>
 
 #include "tests/support/catch.h"
-
 #include "tests/support/tiny_run.h"
 
 using namespace stoa;
@@ -82,7 +81,7 @@ TEST_CASE("one rank's non-finite gradient skips the step on all ranks", "[multir
     const int size = world_size();
     Mesh mesh = make_mesh(size, 1);
     const RunConfig config = tiny_config({.micro_batch = 1}, size, 1);
-    TrainState s = make_train_state(config, 0, 1, Exec{});
+    TrainState s = make_train_state(config, 0, 1, Exec{}, mesh.dp_rank());
     const auto masters = [&] {
         std::vector<float> all;
         for (const Param& p : s.model.params)
@@ -112,7 +111,7 @@ TEST_CASE("one rank's non-finite gradient skips the step on all ranks", "[multir
 TEST_CASE("a stop request of one rank reaches all", "[multirank]") {
     Mesh mesh = make_mesh(world_size(), 1);
     const RunConfig config = tiny_config({.micro_batch = 1}, world_size(), 1);
-    TrainState s = make_train_state(config, 0, 1, Exec{});
+    TrainState s = make_train_state(config, 0, 1, Exec{}, mesh.dp_rank());
     StepInputs in{.lr = 1e-3};
     in.micro_batches.push_back(tiny_batch(config, 0, mesh.dp_rank()));
     if (mesh.dp_rank() == 1) in.stop = StopRequest::preempted;

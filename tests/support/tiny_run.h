@@ -25,6 +25,7 @@ struct TinyOptions {
     std::int64_t d_model = 128;                 // with whole_blocks
     std::int64_t dp_shards = 0, tp_chunks = 0;  // elastic with these sizes; 0: those of the mesh
     Determinism determinism = Determinism::automatic;
+    std::int64_t zero = 1;
 };
 
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
@@ -46,6 +47,7 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
     c.parallel = {.dp = dp,
                   .tp = tp,
                   .recompute = o.recompute,
+                  .zero = o.zero,
                   .determinism = o.determinism,
                   .dp_shards = o.dp_shards,
                   .tp_chunks = o.tp_chunks};
@@ -97,7 +99,7 @@ inline Trace tiny_run(const TinyOptions& options, const Mesh& mesh, std::int64_t
                       TrainState* state = nullptr) {
     const RunConfig config = tiny_config(options, mesh.dp_size(), mesh.tp_size());
     const Exec exec{};
-    TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec);
+    TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
     CurriculumState curriculum = initial_curriculum(config);
     Trace trace;
     const std::int64_t shards = virtual_mesh(config, mesh.dp_size(), mesh.tp_size()).dp_shards;

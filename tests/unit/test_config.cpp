@@ -546,11 +546,15 @@ TEST_CASE("formats that a tensor cannot have and unknown recipes are refused", "
     CHECK(report(kValid, {"precision.recipe=r31"}).find("did you mean 'r30'") != std::string::npos);
     CHECK(report(kValid, {"precision.recipe=fp64", "precision.ffn=bf16"})
               .find("fp64 is fp64 throughout") != std::string::npos);
-    CHECK(report(kValid, {"parallel.recompute_layers=[0-9]"}).find("expected blocks within 0-3") !=
+    CHECK(report(kValid, {"parallel.recompute=full 0-9"}).find("expected blocks within 0-3") !=
           std::string::npos);
-    const RunConfig c =
-        load(kValid, {"parallel.recompute=full", "parallel.recompute_layers=[0-1, 3]"});
+    const RunConfig c = load(kValid, {"parallel.recompute=full 0-1 3"});
     CHECK(recompute_of(c, 1) == Recompute::full);
     CHECK(recompute_of(c, 2) == Recompute::none);
     CHECK(recompute_of(c, 3) == Recompute::full);
+    for (const char* bad : {"full x", "none 0-1", "full 3-1", "full -1"})
+        CHECK(report(kValid, {"parallel.recompute=" + std::string(bad)})
+                  .find("expected ranges of blocks behind selective or full") != std::string::npos);
+    CHECK(report(kValid, {"parallel.recompute=ful 1"}).find("did you mean 'full'") !=
+          std::string::npos);
 }

@@ -191,10 +191,10 @@ std::int64_t longest_sequence(const RunConfig& config) {
     return n;
 }
 
-MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size) {
+MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank) {
     const LocalDims dims = local_dims(config, tp_rank, tp_size);
     Placer state;
-    layout_model_state(state, config, dims, longest_sequence(config), tp_rank, tp_size);
+    layout_model_state(state, config, dims, longest_sequence(config), tp_rank, tp_size, dp_rank);
     Placer activations;  // every activation grows with seq_len: the longest stage is the largest
     layout_activations(activations, config, dims, config.batch.micro_batch,
                        longest_sequence(config));

@@ -74,7 +74,7 @@ struct MemoryPlan {
     std::int64_t state_bytes = 0, activation_bytes = 0;
     std::int64_t total_bytes() const { return state_bytes + activation_bytes; }
 };
-MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size);
+MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank = 0);
 /// A table of the plan, largest first, per lifetime.
 std::string describe_plan(const MemoryPlan& plan);
 std::int64_t longest_sequence(const RunConfig& config);

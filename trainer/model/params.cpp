@@ -1,5 +1,6 @@
 #include "trainer/model/params.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/core/philox.h"
@@ -7,6 +8,7 @@
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
 #include "kernels/rope.h"
+#include "parallel/collectives.h"
 
 namespace stoa {
 namespace {
@@ -175,17 +177,48 @@ void view_head_grads(ModelState& s, const RunConfig& config, const LocalDims& d,
     }
 }
 
+// Deals out the matrices' blocks of 128 rows, in the order of the table, so that each dp rank gets
+// its part of all elements, within a block.
+void share_out(std::vector<Param>& params, int dp_rank, std::int64_t dp) {
+    std::int64_t total = 0, at = 0;
+    for (const Param& p : params)
+        total += p.is_norm() ? 0 : local_shape(p).numel();
+    for (Param& p : params) {
+        const Shape shape = local_shape(p);
+        p.local_rows = shape.rank == 2 ? shape[0] : 1;
+        p.mine = {dp_rank, 0, p.local_rows};
+        if (p.is_norm() || dp == 1) continue;
+        p.mine = {dp_rank, 0, 0};
+        for (std::int64_t row = 0; row < p.local_rows; row += kQuantBlock) {
+            const std::int64_t count = std::min(kQuantBlock, p.local_rows - row);
+            const auto owner = static_cast<int>(
+                static_cast<double>(at) / static_cast<double>(total) * static_cast<double>(dp));
+            if (p.owners.empty() || p.owners.back().dp_rank != owner)
+                p.owners.push_back({owner, row, 0});
+            p.owners.back().count += count;
+            at += count * shape[1];
+        }
+        for (const OwnedRows& o : p.owners)
+            if (o.dp_rank == dp_rank) p.mine = o;
+    }
+}
+
 void place_param(Placer& placer, Param& p, const Formats& formats) {
     const Shape shape = local_shape(p);
     const bool norm = p.is_norm();  // few values: kept wide
-    p.master = placer.place("master/" + p.name, shape, norm ? formats.wide : formats.master,
-                            Lifetime::run);
-    p.work = p.format == p.master.dtype
-                 ? Scaled{p.master, {}}  // fp32 training computes with the masters themselves
-                 : place_scaled(placer, "work/" + p.name, shape, p.format, QuantBlocks::square);
-    p.m = place_scaled(placer, "adam.m/" + p.name, shape, norm ? formats.wide : formats.m,
+    const Shape mine = norm ? shape : Shape{p.mine.count, shape[1]};
+    const DType master = norm ? formats.wide : formats.master;
+    if (p.format == master) {  // fp32 training computes with the masters themselves
+        const TensorView all = placer.place("master/" + p.name, shape, master, Lifetime::run);
+        p.work = {all, {}};
+        p.master = norm ? all : piece(all, p.mine.begin * shape[1], mine);
+    } else {
+        p.master = placer.place("master/" + p.name, mine, master, Lifetime::run);
+        p.work = place_scaled(placer, "work/" + p.name, shape, p.format, QuantBlocks::square);
+    }
+    p.m = place_scaled(placer, "adam.m/" + p.name, mine, norm ? formats.wide : formats.m,
                        QuantBlocks::row);
-    p.v = place_scaled(placer, "adam.v/" + p.name, shape, norm ? formats.wide : formats.v,
+    p.v = place_scaled(placer, "adam.v/" + p.name, mine, norm ? formats.wide : formats.v,
                        QuantBlocks::row);
 }
 
@@ -235,7 +268,7 @@ LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
 }
 
 ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
-                              std::int64_t max_positions, int tp_rank, int tp_size) {
+                              std::int64_t max_positions, int tp_rank, int tp_size, int dp_rank) {
     ModelState s;
     s.params = param_table(config);
     const std::int64_t dp = std::max<std::int64_t>(1, config.parallel.dp);
@@ -245,8 +278,10 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
         p.range = p.cut == TpCut::replicated
                       ? ShardRange{0, p.global_shape[0], p.global_shape[0]}
                       : shard_range(p.global_shape[axis], tp_rank, tp_size, sums.tp_chunks);
-        place_param(placer, p, dims.formats);
     }
+    share_out(s.params, dp_rank, config.parallel.zero > 0 ? dp : 1);
+    for (Param& p : s.params)
+        place_param(placer, p, dims.formats);
     place_grads(placer, s, config, dims.formats, sums.dp_shards / dp);
     s.work = model_views(s.params, config, [](const Param& p) { return p.work; });
     s.grads = model_views(s.params, config, [](const Param& p) {
@@ -259,34 +294,60 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
     return s;
 }
 
+namespace {
+
+// Rows [begin, ...) of all rows of work, from masters of the same rows.
+void store_work(const Param& p, std::int64_t begin, ConstTensorView master, const Exec& exec) {
+    const std::int64_t count = master.shape[0];
+    const TensorView work = p.work.data.slice_rows(begin, count);
+    if (work.dtype != DType::e4m3) return cast(work, master, exec);
+    const std::int64_t first = begin / kQuantBlock;
+    const std::int64_t blocks = (begin + count + kQuantBlock - 1) / kQuantBlock - first;
+    quantize({.codes = work, .scale = p.work.scale.slice_rows(first, blocks), .x = master}, exec);
+}
+
+// Every dp rank makes all rows and keeps its own masters; so nobody needs to send any.
+void init_matrix(const Param& p, std::uint64_t seed, const Exec& exec) {
+    const DType drawn = p.master.dtype == DType::fp24 ? DType::fp32 : p.master.dtype;
+    const Tensor wide({std::min(kQuantBlock, p.local_rows), p.work.data.cols()}, drawn);
+    const Tensor stored(wide.view.shape, p.master.dtype);
+    for (std::int64_t begin = 0; begin < p.local_rows; begin += kQuantBlock) {
+        const std::int64_t count = std::min(kQuantBlock, p.local_rows - begin);
+        const TensorView x = wide.view.slice_rows(0, count), y = stored.view.slice_rows(0, count);
+        random_normal({.x = x,
+                       .key = p.key(seed),
+                       .std = p.init_std,
+                       .row_begin = p.row_begin() + begin,
+                       .col_begin = p.col_begin(),
+                       .logical_rows = p.global_shape[0],
+                       .logical_cols = p.global_shape[1]},
+                      exec);
+        cast(y, x, exec);
+        store_work(p, begin, y, exec);
+        const std::int64_t mine = begin - p.mine.begin;
+        if (mine >= 0 && mine < p.mine.count)
+            std::copy_n(y.data, y.bytes(), p.master.slice_rows(mine, count).data);
+    }
+}
+
+}  // namespace
+
 void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec) {
-    Tensor wide;  // a master below fp32 is made from an fp32 tensor
     for (Param& p : state.params) {
         for (const Scaled* t : {&p.m, &p.v}) {
             zero(t->data, exec);
             zero(t->scale, exec);
         }
-        if (p.is_norm()) {
-            dispatch_dtype(p.master.dtype, [&]<Element T>(T) {
-                for (T& x : p.master.as<T>())
-                    x = narrow_to<T>(1);
-            });
+        if (!p.is_norm()) {
+            init_matrix(p, config.run.seed, exec);
             continue;
         }
-        const bool narrow = p.master.dtype == DType::fp24;
-        if (narrow) wide = Tensor(p.master.shape, DType::fp32);
-        random_normal({.x = narrow ? wide.view : p.master,
-                       .key = p.key(config.run.seed),
-                       .std = p.init_std,
-                       .row_begin = p.row_begin(),
-                       .col_begin = p.col_begin(),
-                       .logical_rows = p.global_shape[0],
-                       .logical_cols = p.global_shape[1]},
-                      exec);
-        if (narrow) cast(p.master, wide, exec);
+        dispatch_dtype(p.master.dtype, [&]<Element T>(T) {
+            for (T& x : p.master.as<T>())
+                x = narrow_to<T>(1);
+        });
     }
     rope_table(state.rope_cos, state.rope_sin, config.model.rope_theta, exec);
-    refresh_work(state, exec);
 }
 
 void zero_grads(ModelState& state, const Exec& exec) {
@@ -317,18 +378,25 @@ void zero_added_grads(ModelState& state, const Exec& exec) {
 }
 
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec) {
-    if (p.work.data.data == p.master.data) return;
-    const ConstTensorView master = p.master.slice_rows(begin, count);
-    const TensorView work = p.work.data.slice_rows(begin, count);
-    if (work.dtype != DType::e4m3) return cast(work, master, exec);
-    const std::int64_t first = begin / kQuantBlock;
-    const std::int64_t blocks = (begin + count + kQuantBlock - 1) / kQuantBlock - first;
-    quantize({.codes = work, .scale = p.work.scale.slice_rows(first, blocks), .x = master}, exec);
+    if (p.format == p.master.dtype || count == 0) return;
+    store_work(p, p.mine.begin + begin, p.master.slice_rows(begin, count), exec);
 }
 
-void refresh_work(ModelState& state, const Exec& exec) {
+void gather_work(const ModelState& state, const Communicator& dp) {
+    if (dp.size() == 1) return;
     for (const Param& p : state.params)
-        refresh_work_rows(p, 0, p.master.shape[0], exec);
+        for (const OwnedRows& o : p.owners) {  // dp: each owner's rows, in the working format
+            broadcast(p.work.data.slice_rows(o.begin, o.count), o.dp_rank, dp);
+            if (p.work.scale.empty()) continue;
+            const std::int64_t blocks = (o.count + kQuantBlock - 1) / kQuantBlock;
+            broadcast(p.work.scale.slice_rows(o.begin / kQuantBlock, blocks), o.dp_rank, dp);
+        }
+}
+
+void refresh_work(ModelState& state, const Communicator& dp, const Exec& exec) {
+    for (const Param& p : state.params)
+        if (!p.is_norm()) refresh_work_rows(p, 0, p.mine.count, exec);
+    gather_work(state, dp);
 }
 
 std::vector<TensorShard> checkpoint_shards(const ModelState& state) {
@@ -340,7 +408,8 @@ std::vector<TensorShard> checkpoint_shards(const ModelState& state) {
         TensorShard s{.name = name,
                       .global_shape = p.global_shape,
                       .view = view,
-                      .replicated = p.cut == TpCut::replicated};
+                      .replicated = p.cut == TpCut::replicated,
+                      .dp_part = !p.owners.empty()};
         const int last = p.global_shape.rank - 1;
         s.global_shape.dims[static_cast<std::size_t>(last)] = blocks(p.global_shape[last]);
         s.row_count = p.global_shape.rank == 1 ? 1 : s.global_shape[0];
@@ -351,6 +420,10 @@ std::vector<TensorShard> checkpoint_shards(const ModelState& state) {
         } else if (p.cut == TpCut::cols) {
             s.col_begin = p.range.begin / block;
             s.col_count = blocks(p.range.count);
+        }
+        if (s.dp_part) {  // of these rows, without padding, the ones that are this dp rank's
+            s.row_count = std::clamp<std::int64_t>(s.row_count - p.mine.begin, 0, p.mine.count);
+            s.row_begin = s.row_count == 0 ? 0 : s.row_begin + p.mine.begin;
         }
         shards.push_back(s);
     };

@@ -11,6 +11,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/core/exec.h"
 #include "kernels/core/rounding.h"
+#include "parallel/communicator.h"
 #include "parallel/shard.h"
 
 namespace stoa {
@@ -56,6 +57,12 @@ struct Weights {
 
 enum class TpCut { replicated, rows, cols };
 
+/// Rows of a tensor on a tp rank, whole blocks of 128, whose masters and moments one dp rank keeps.
+struct OwnedRows {
+    int dp_rank = 0;
+    std::int64_t begin = 0, count = 0;
+};
+
 /// One row of the table. The views are this rank's shard.
 struct Param {
     std::string name;  // "model.layers.0.self_attn.q_proj.weight"
@@ -65,10 +72,14 @@ struct Param {
     double init_std = 0.0;       // 0: filled with ones
     DType format = DType::fp32;  // of the working copy
     ShardRange range;            // of the cut axis
-    TensorView master;
+    std::int64_t local_rows = 0;
+    /// Who updates which rows, in order; nobody where each dp rank updates all (norms, zero: 0).
+    std::vector<OwnedRows> owners;
+    OwnedRows mine;
+    TensorView master;      // the rows that are mine, as m and v
     TensorView shard_grad;  // what backward writes: of the dp shard at hand, on this rank
     TensorView grad;        // what the optimizer reads: summed over shards and ranks
-    Scaled work, m, v;      // work is the master itself where the format is the master's
+    Scaled work, m, v;      // work (all rows) holds the master where the formats agree
     bool is_norm() const { return init_std == 0.0; }
     std::int64_t row_begin() const { return cut == TpCut::rows ? range.begin : 0; }
     std::int64_t col_begin() const { return cut == TpCut::cols ? range.begin : 0; }
@@ -90,9 +101,11 @@ struct ModelState {
     TensorView rope_cos, rope_sin;         // (max_positions, head_dim / 2)
 };
 
-/// Lists or places the state. `max_positions`: longest sequence of the run.
+/// Lists or places the state of dp rank `dp_rank` of config.parallel.dp. `max_positions`: longest
+/// sequence of the run.
 ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
-                              std::int64_t max_positions, int tp_rank, int tp_size);
+                              std::int64_t max_positions, int tp_rank, int tp_size,
+                              int dp_rank = 0);
 
 /// Which pass over which rows adds to the gradients: what their rounding draws from, where they are
 /// bf16. The first micro-batch's first rows overwrite, to nearest.
@@ -109,11 +122,14 @@ StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad
 /// mesh), zeroes moments, fills the rope table and the working copies.
 void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec);
 
-/// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128. Nothing to do where both are
-/// one tensor.
-void refresh_work(ModelState& state, const Exec& exec);
-/// The same for rows [begin, begin + count) of one parameter; begin is a multiple of 128.
+/// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128; rows of other dp ranks come
+/// from them. comm: per owner of a parameter's rows one broadcast(dp), two of 8-bit ones
+void refresh_work(ModelState& state, const Communicator& dp, const Exec& exec);
+/// The first half for rows [begin, begin + count) of those that are this rank's; begin is a
+/// multiple of 128. Nothing to do where both are one tensor.
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec);
+/// The second half. comm: as refresh_work
+void gather_work(const ModelState& state, const Communicator& dp);
 void zero_grads(ModelState& state, const Exec& exec);
 /// The gradients of q/k norm weights from those by head, in the order of the heads.
 void fold_head_grads(ModelState& state);

@@ -68,14 +68,15 @@ void embedding_gradient(TrainState& s, const Exec& exec) {
 
 }  // namespace
 
-TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec) {
-    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size);
+TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
+                            int dp_rank) {
+    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size, dp_rank);
     TrainState s{.config = config,
                  .dims = local_dims(config, tp_rank, tp_size),
                  .arena = Buffer(plan.total_bytes())};
     Placer placer(s.arena.data(), plan.state_bytes);
-    s.model =
-        layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size);
+    s.model = layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size,
+                                 dp_rank);
     s.state_bytes = placer.bytes();
     s.loss_scale = initial_loss_scale(s.dims.formats.attention == DType::fp16);
     s.policy = initial_policy(config);

@@ -38,7 +38,8 @@ struct TrainState {
 
 /// Allocates the arena of plan_memory and places the state; parameters are initialised from the
 /// seed.
-TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec);
+TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
+                            int dp_rank = 0);
 /// Places the activations of a stage behind the state.
 void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len);
 /// Copies a micro-batch into the arena: tokens, targets, positions, key ranges.
