@@ -16,7 +16,7 @@ Outcome plan(const std::string& arguments) {
 
 }  // namespace
 
-TEST_CASE("stoa plan lists every tensor of every tensor-parallel rank, and the disk") {
+TEST_CASE("stoa plan lists every tensor of every rank, and the disk") {
     const Outcome o = plan(
         "parallel.tp=2 model.d_ff=512 model.head_dim=64 precision.recipe=r45 --ranks 4 --json");
     CAPTURE(o.output);
@@ -26,8 +26,11 @@ TEST_CASE("stoa plan lists every tensor of every tensor-parallel rank, and the d
     CHECK(j["tp"] == 2);
     CHECK(j["recipe"] == "r45");
     CHECK(j["disk_bytes"] > j["checkpoint_bytes"]);
-    REQUIRE(j["ranks"].size() == 2);
+    REQUIRE(j["ranks"].size() == 4);
+    int world_rank = 0;
     for (const json& rank : j["ranks"]) {
+        CHECK(rank["dp_rank"] == world_rank / 2);
+        CHECK(rank["tp_rank"] == world_rank++ % 2);
         std::int64_t end = 0, codes = 0;
         for (const json& t : rank["tensors"]) {
             end = std::max(end, t["offset"].get<std::int64_t>() + t["bytes"].get<std::int64_t>());
@@ -39,6 +42,16 @@ TEST_CASE("stoa plan lists every tensor of every tensor-parallel rank, and the d
         CHECK(rank["bytes"] == rank["state_bytes"].get<std::int64_t>() +
                                    rank["activation_bytes"].get<std::int64_t>());
     }
+    // Masters and moments are shared out over dp, and kept whole without.
+    const auto state = [](const std::string& arguments) {
+        return json::parse(plan(arguments + " --json").output)["ranks"][0]["state_bytes"]
+            .get<std::int64_t>();
+    };
+    CHECK(state("--ranks 2") < state("--ranks 2 parallel.zero=0"));
+    CHECK(state("--ranks 1") == state("--ranks 1 parallel.zero=0"));
+    const Outcome large = plan("--ranks 2048 batch.global_batch=4096 --json");
+    REQUIRE(large.code == 0);
+    CHECK(json::parse(large.output)["ranks"].size() == 2);  // the first and the last
 }
 
 TEST_CASE("stoa plan refuses what does not fit, with at most three changes that would") {
