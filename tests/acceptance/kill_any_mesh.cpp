@@ -17,7 +17,6 @@ using namespace stoa::test;
 
 namespace {
 
-constexpr std::int64_t kStageSteps = 15;
 constexpr std::pair<int, int> kMeshes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}, {1, 4}};
 
 /// Hashes of masters and moments, and the counters, of the last checkpoint.
@@ -33,6 +32,12 @@ std::map<std::string, std::string> last_state(const std::string& run_dir) {
     return state;
 }
 
+/// Of the last checkpoint.
+std::int64_t saved_step(const std::string& run_dir) {
+    const auto all = list_checkpoints(run_dir);
+    return all.empty() ? 0 : read_checkpoint_info(all.back()).meta.step;
+}
+
 std::string model_of(bool r30) {
     return r30 ? " model.d_model=128 model.n_heads=8 model.n_kv_heads=4 model.head_dim=64"
                  " model.d_ff=512 precision.edge_blocks=0 precision.recipe=r30"
@@ -46,7 +51,7 @@ struct Run {
         return train_command(
             dir, mesh.first * mesh.second,
             fmt::format("run.name={} parallel.tp={} 'parallel.determinism=elastic 4x4' "
-                        "'checkpoint.every=2 steps'{}",
+                        "'checkpoint.every=3 steps'{}",
                         name, mesh.second, model_of(r30)));
     }
 };
@@ -65,7 +70,8 @@ Outcome kill_at_moment(const Run& run, std::pair<int, int> mesh, double seconds,
 int main(int argc, char** argv) {
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
     const TempDir dir;
-    const Outcome built = make_tiny_project(dir.path, kStageSteps);
+    const std::int64_t stage_steps = quick ? 40 : 100;  // long enough to be killed in
+    const Outcome built = make_tiny_project(dir.path, stage_steps);
     if (built.code != 0) {
         fmt::print(stderr, "{}\n", built.output);
         return 1;
@@ -91,22 +97,24 @@ int main(int argc, char** argv) {
             ++seen_meshes;
             return kMeshes[m];
         };
-        std::int64_t step = 0;  // of the last kill: the next one comes later
         for (int k = 0; k < kills_each; ++k, ++kills) {
             const auto mesh = other_mesh();
             const int ranks = mesh.first * mesh.second;
             std::string how;
             Outcome o;
             if (k % 2 == 0) {
-                const std::int64_t left = 2 * kStageSteps - 1 - step - (kills_each - k);
-                step += 1 + draws.below(static_cast<std::uint32_t>(
-                                std::max<std::int64_t>(1, left / ((kills_each - k + 1) / 2))));
+                const std::int64_t left =
+                    2 * stage_steps - 1 - saved_step(dir / "runs/" + run.name);
+                const std::int64_t step =
+                    2 * stage_steps - left +
+                    draws.below(static_cast<std::uint32_t>(
+                        std::max<std::int64_t>(1, left / (2 * (kills_each - k)))));
                 const auto rank = draws.below(static_cast<std::uint32_t>(ranks));
                 how = fmt::format("rank {} after step {}", rank, step);
                 o = run_shell(
                     fmt::format("STOA_FAULT=kill@{}:{} {}", step, rank, run.command(mesh)));
             } else {
-                const double seconds = 0.3 + 0.01 * draws.below(120);
+                const double seconds = 0.2 + 0.01 * draws.below(80);
                 how = fmt::format("after {:.2f} s", seconds);
                 o = kill_at_moment(run, mesh, seconds, draws.below(1000));
             }

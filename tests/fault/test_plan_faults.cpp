@@ -49,7 +49,7 @@ TEST_CASE("stoa plan lists every tensor of every rank, and the disk") {
     };
     CHECK(state("--ranks 2") < state("--ranks 2 parallel.zero=0"));
     CHECK(state("--ranks 1") == state("--ranks 1 parallel.zero=0"));
-    const Outcome large = plan("--ranks 2048 batch.global_batch=4096 --json");
+    const Outcome large = plan("--ranks 2048 batch.global_batch=8192 --json");
     REQUIRE(large.code == 0);
     CHECK(json::parse(large.output)["ranks"].size() == 2);  // the first and the last
 }
