@@ -8,7 +8,8 @@
 namespace stoa::cpu {
 namespace {
 
-/// Asks for the tile of c while the sums run: it is needed at the end, and lies far from the last.
+/// Asks for a tile of c while the sums run: for this one, which is needed at the end and lies far
+/// from the last; or, where sums begin from c, for the next one, which lies below.
 template <int Rows, int Lines>
 inline void prefetch_tile(const float* c, std::int64_t ldc) {
 #pragma GCC unroll 12
@@ -50,7 +51,7 @@ template <int Rows, bool Packed>
                                                const float* b, std::int64_t b_stride, float* c,
                                                std::int64_t ldc, Into into) {
     __m512 acc[Rows][2];
-    prefetch_tile<Rows, 2>(c, ldc);
+    prefetch_tile<Rows, 2>(into == Into::chain ? c + Rows * ldc : c, ldc);
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r) {
         acc[r][0] = acc[r][1] = _mm512_setzero_ps();
@@ -99,7 +100,7 @@ template <int Rows>
 [[STOA_TARGET_AVX2]] void micro_avx2(std::int64_t k, const float* a, const float* b,
                                      std::int64_t b_stride, float* c, std::int64_t ldc, Into into) {
     __m256 acc[Rows][2];
-    prefetch_tile<Rows, 1>(c, ldc);
+    prefetch_tile<Rows, 1>(into == Into::chain ? c + Rows * ldc : c, ldc);
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
