@@ -1,0 +1,281 @@
+// The logical model as a table, its cuts over tp and dp, and where each tensor lies.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/core/philox.h"
+#include "kernels/quantize.h"
+#include "trainer/model/params.h"
+
+namespace stoa {
+namespace {
+
+std::uint64_t name_hash(
+    const std::string& name) {  // FNV-1a: names parameters in the random streams
+    std::uint64_t h = 0xcbf29ce484222325u;
+    for (const char c : name)
+        h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+    return h;
+}
+
+// The logical model as a table: q/k norms first (see ModelState::head_sums), then the other norms,
+// then the matrices from top to bottom.
+std::vector<Param> param_table(const RunConfig& config) {
+    const ModelConfig& m = config.model;
+    const Formats formats = formats_of(config.precision);
+    const double std = m.init_std;
+    const double residual_std = std / std::sqrt(2.0 * static_cast<double>(m.n_layers));  // [GPT-2]
+    const std::int64_t q = m.n_heads * m.head_dim, kv = m.n_kv_heads * m.head_dim;
+    std::vector<Param> table;
+    const auto norm = [&](const std::string& name, std::int64_t n) {
+        table.push_back({.name = name, .global_shape = {n}, .format = formats.wide});
+    };
+    const auto matrix = [&](const std::string& name, std::int64_t out, std::int64_t in, TpCut cut,
+                            double s, DType format) {
+        table.push_back({.name = name,
+                         .global_shape = {out, in},
+                         .cut = cut,
+                         .decay = true,
+                         .init_std = s,
+                         .format = format});
+    };
+    const auto layer = [](std::int64_t l) { return "model.layers." + std::to_string(l) + "."; };
+    for (std::int64_t l = 0; l < m.n_layers; ++l) {
+        norm(layer(l) + "self_attn.q_norm.weight", m.head_dim);
+        norm(layer(l) + "self_attn.k_norm.weight", m.head_dim);
+    }
+    for (std::int64_t l = 0; l < m.n_layers; ++l) {
+        norm(layer(l) + "input_layernorm.weight", m.d_model);
+        norm(layer(l) + "post_attention_layernorm.weight", m.d_model);
+    }
+    norm("model.norm.weight", m.d_model);
+    matrix("model.embed_tokens.weight", m.vocab_size, m.d_model, TpCut::rows, std,
+           formats.residual);
+    for (std::int64_t l = 0; l < m.n_layers; ++l) {
+        const DType attention = formats.attention, ffn = ffn_format(formats, config, l);
+        matrix(layer(l) + "self_attn.q_proj.weight", q, m.d_model, TpCut::rows, std, attention);
+        matrix(layer(l) + "self_attn.k_proj.weight", kv, m.d_model, TpCut::rows, std, attention);
+        matrix(layer(l) + "self_attn.v_proj.weight", kv, m.d_model, TpCut::rows, std, attention);
+        matrix(layer(l) + "self_attn.o_proj.weight", m.d_model, q, TpCut::cols, residual_std,
+               attention);
+        matrix(layer(l) + "mlp.gate_proj.weight", m.d_ff, m.d_model, TpCut::rows, std, ffn);
+        matrix(layer(l) + "mlp.up_proj.weight", m.d_ff, m.d_model, TpCut::rows, std, ffn);
+        matrix(layer(l) + "mlp.down_proj.weight", m.d_model, m.d_ff, TpCut::cols, residual_std,
+               ffn);
+    }
+    if (!m.tie_embeddings)
+        matrix("lm_head.weight", m.vocab_size, m.d_model, TpCut::rows, std, formats.residual);
+    return table;
+}
+
+Shape local_shape(const Param& p) {
+    if (p.cut == TpCut::rows) return {p.range.local, p.global_shape[1]};
+    if (p.cut == TpCut::cols) return {p.global_shape[0], p.range.local};
+    return p.global_shape;
+}
+
+// The piece of a flat buffer that starts at element `offset`.
+TensorView piece(const TensorView& flat, std::int64_t offset, const Shape& shape) {
+    return {flat.data == nullptr ? nullptr : flat.data + offset * size_of(flat.dtype), flat.dtype,
+            shape, flat.device};
+}
+
+// Views of one kind (work or grad) in the shape of the model. The table's order is known here only.
+template <class Pick>
+Weights model_views(const std::vector<Param>& params, const RunConfig& config, const Pick& pick) {
+    const auto n_layers = static_cast<std::size_t>(config.model.n_layers);
+    Weights w;
+    w.blocks.resize(n_layers);
+    std::size_t i = 0;
+    const auto next = [&]() -> Scaled { return pick(params[i++]); };
+    for (BlockWeights& b : w.blocks) {
+        b.q_norm = next().data;
+        b.k_norm = next().data;
+    }
+    for (BlockWeights& b : w.blocks) {
+        b.input_norm = next().data;
+        b.post_norm = next().data;
+    }
+    w.final_norm = next().data;
+    w.embed = next().data;
+    for (BlockWeights& b : w.blocks) {
+        b.q = next().data;
+        b.k = next().data;
+        b.v = next().data;
+        b.out = next().data;
+        b.gate = next();
+        b.up = next();
+        b.down = next();
+    }
+    w.lm_head = config.model.tie_embeddings ? w.embed : next().data;
+    return w;
+}
+
+// A tensor of the run, with block scales when it is 8-bit.
+Scaled place_scaled(Placer& placer, const std::string& name, const Shape& shape, DType dtype,
+                    QuantBlocks blocks) {
+    Scaled t{placer.place(name, shape, dtype, Lifetime::run), {}};
+    if (dtype == DType::e4m3)
+        t.scale =
+            placer.place(name + ".scale", scale_shape(shape, blocks), DType::e8m0, Lifetime::run);
+    return t;
+}
+
+// Rows by head of the q or k norm that row i of the table is.
+std::int64_t heads_of(const RunConfig& config, std::size_t i) {
+    return i % 2 == 0 ? config.model.n_heads : config.model.n_kv_heads;
+}
+
+// Gradients lie flat per kind, so that each kind is one message: first those by head.
+void place_grads(Placer& placer, ModelState& s, const RunConfig& config, const Formats& formats,
+                 std::int64_t shards) {
+    const auto n_head_norms = static_cast<std::size_t>(2 * config.model.n_layers);
+    std::int64_t heads = 0, matrices = 0;  // elements
+    for (std::size_t i = 0; i < n_head_norms; ++i) {
+        s.head_count.push_back(heads_of(config, i));
+        heads += s.head_count.back() * config.model.head_dim;
+    }
+    std::int64_t norms = align_up(heads);
+    std::vector<std::int64_t> offsets;
+    for (const Param& p : s.params) {
+        std::int64_t& end = p.is_norm() ? norms : matrices;
+        offsets.push_back(end);
+        end = align_up(end + local_shape(p).numel());
+    }
+    s.norm_grads = placer.place("grads.norms", {norms}, formats.wide, Lifetime::run);
+    s.matrix_grads = placer.place("grads.matrices", {matrices}, formats.grad, Lifetime::run);
+    s.norm_sums = s.norm_grads;
+    s.matrix_sums = s.matrix_grads;
+    if (shards > 1) {
+        s.norm_sums = placer.place("grads.norms.sum", {norms}, formats.wide, Lifetime::run);
+        s.matrix_sums = placer.place("grads.matrices.sum", {matrices}, formats.grad, Lifetime::run);
+    }
+    s.head_sums = piece(s.norm_sums, 0, {heads});
+    for (std::size_t i = 0; i < s.params.size(); ++i) {
+        Param& p = s.params[i];
+        p.shard_grad =
+            piece(p.is_norm() ? s.norm_grads : s.matrix_grads, offsets[i], local_shape(p));
+        p.grad = piece(p.is_norm() ? s.norm_sums : s.matrix_sums, offsets[i], local_shape(p));
+    }
+}
+
+// What backward adds q and k norms' gradients to: this rank's heads.
+void view_head_grads(ModelState& s, const RunConfig& config, const LocalDims& d, int tp_rank) {
+    std::int64_t at = 0;
+    const auto next = [&](std::int64_t local, std::int64_t all) {
+        const TensorView mine =
+            piece(s.norm_grads, at + tp_rank * local * d.head_dim, {local, d.head_dim});
+        at += all * d.head_dim;
+        return mine;
+    };
+    for (BlockWeights& b : s.grads.blocks) {
+        b.q_norm = next(d.n_heads, config.model.n_heads);
+        b.k_norm = next(d.n_kv_heads, config.model.n_kv_heads);
+    }
+}
+
+// Deals out the matrices' blocks of 128 rows, in the order of the table, so that each dp rank gets
+// its part of all elements, within a block.
+void share_out(std::vector<Param>& params, int dp_rank, std::int64_t dp) {
+    std::int64_t total = 0, at = 0;
+    for (const Param& p : params)
+        total += p.is_norm() ? 0 : local_shape(p).numel();
+    for (Param& p : params) {
+        const Shape shape = local_shape(p);
+        p.local_rows = shape.rank == 2 ? shape[0] : 1;
+        p.mine = {dp_rank, 0, p.local_rows};
+        if (p.is_norm() || dp == 1) continue;
+        p.mine = {dp_rank, 0, 0};
+        for (std::int64_t row = 0; row < p.local_rows; row += kQuantBlock) {
+            const std::int64_t count = std::min(kQuantBlock, p.local_rows - row);
+            const auto owner = static_cast<int>(
+                static_cast<double>(at) / static_cast<double>(total) * static_cast<double>(dp));
+            if (p.owners.empty() || p.owners.back().dp_rank != owner)
+                p.owners.push_back({owner, row, 0});
+            p.owners.back().count += count;
+            at += count * shape[1];
+        }
+        for (const OwnedRows& o : p.owners)
+            if (o.dp_rank == dp_rank) p.mine = o;
+    }
+}
+
+void place_param(Placer& placer, Param& p, const Formats& formats) {
+    const Shape shape = local_shape(p);
+    const bool norm = p.is_norm();  // few values: kept wide
+    const Shape mine = norm ? shape : Shape{p.mine.count, shape[1]};
+    const DType master = norm ? formats.wide : formats.master;
+    if (p.format == master) {  // fp32 training computes with the masters themselves
+        const TensorView all = placer.place("master/" + p.name, shape, master, Lifetime::run);
+        p.work = {all, {}};
+        p.master = norm ? all : piece(all, p.mine.begin * shape[1], mine);
+    } else {
+        p.master = placer.place("master/" + p.name, mine, master, Lifetime::run);
+        p.work = place_scaled(placer, "work/" + p.name, shape, p.format, QuantBlocks::square);
+    }
+    p.m = place_scaled(placer, "adam.m/" + p.name, mine, norm ? formats.wide : formats.m,
+                       QuantBlocks::row);
+    p.v = place_scaled(placer, "adam.v/" + p.name, mine, norm ? formats.wide : formats.v,
+                       QuantBlocks::row);
+}
+
+}  // namespace
+
+std::uint64_t Param::key(std::uint64_t seed) const { return mix_key(seed, name_hash(name)); }
+
+LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
+    const ModelConfig& m = config.model;
+    const std::int64_t dp = std::max<std::int64_t>(1, config.parallel.dp);
+    const VirtualMesh sums = virtual_mesh(config, dp, tp_size);
+    LocalDims d{.d_model = m.d_model,
+                .n_heads = m.n_heads / tp_size,
+                .n_kv_heads = m.n_kv_heads / tp_size,
+                .head_dim = m.head_dim,
+                .d_ff = m.d_ff / tp_size,
+                .vocab = shard_range(m.vocab_size, tp_rank, tp_size, sums.tp_chunks),
+                .formats = formats_of(config.precision)};
+    d.chunks = sums.tp_chunks / tp_size;
+    d.elastic = is_elastic(config);
+    d.shard_micro_batches = std::max<std::int64_t>(
+        1, config.batch.global_batch / (sums.dp_shards * config.batch.micro_batch));
+    for (std::int64_t l = 0; l < m.n_layers; ++l) {
+        d.ffn.push_back(ffn_format(d.formats, config, l));
+        d.recompute.push_back(recompute_of(config, l));
+    }
+    return d;
+}
+
+ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
+                              std::int64_t max_positions, int tp_rank, int tp_size, int dp_rank) {
+    ModelState s;
+    s.params = param_table(config);
+    const std::int64_t dp = std::max<std::int64_t>(1, config.parallel.dp);
+    const VirtualMesh sums = virtual_mesh(config, dp, tp_size);
+    for (Param& p : s.params) {
+        const int axis = p.cut == TpCut::cols ? 1 : 0;
+        p.range = p.cut == TpCut::replicated
+                      ? ShardRange{0, p.global_shape[0], p.global_shape[0]}
+                      : shard_range(p.global_shape[axis], tp_rank, tp_size, sums.tp_chunks);
+    }
+    share_out(s.params, dp_rank, config.parallel.zero > 0 ? dp : 1);
+    for (Param& p : s.params)
+        place_param(placer, p, dims.formats);
+    place_grads(placer, s, config, dims.formats, sums.dp_shards / dp);
+    s.work = model_views(s.params, config, [](const Param& p) { return p.work; });
+    s.grads = model_views(s.params, config, [](const Param& p) {
+        return Scaled{p.shard_grad, {}};
+    });
+    view_head_grads(s, config, dims, tp_rank);
+    const Shape angles{max_positions, dims.head_dim / 2};
+    s.rope_cos = placer.place("rope.cos", angles, dims.formats.wide, Lifetime::run);
+    s.rope_sin = placer.place("rope.sin", angles, dims.formats.wide, Lifetime::run);
+    return s;
+}
+
+std::int64_t count_parameters(const RunConfig& config) {
+    std::int64_t n = 0;
+    for (const Param& p : param_table(config))
+        n += p.global_shape.numel();
+    return n;
+}
+
+}  // namespace stoa
