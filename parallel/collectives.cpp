@@ -3,26 +3,15 @@
 #include <mpi.h>
 
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
 #include "kernels/core/thread_pool.h"
 #include "parallel/check_mpi.h"
+#include "parallel/message_parts.h"
 #include "parallel/message_sum.h"
 
 namespace stoa {
 namespace {
-
-// A running total for the step line; read and reset by take_comm_seconds().
-double comm_seconds = 0.0;
-
-struct CommTimer {
-    std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
-    ~CommTimer() {
-        comm_seconds +=
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    }
-};
 
 constexpr std::int64_t kLocalGrain = std::int64_t{1} << 16;  // values worth a thread's while
 
@@ -49,7 +38,7 @@ template <class T>
 void sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add,
          const Communicator& comm) {
     if constexpr (!std::is_same_v<T, double>) {
-        SharedSum* const shared = comm.shared_sum();
+        SharedMemory* const shared = comm.shared_memory();
         if (shared != nullptr && count * static_cast<std::int64_t>(sizeof(T)) > kMessageBytes)
             return shared->sum(out, in, count, order, add);
     }
@@ -109,6 +98,42 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
                           .actual = dtype_name(total.dtype)});
 }
 
+void reduce_scatter(std::span<const PartSum> parts, bool add, const Communicator& comm,
+                    Stream stream) {
+    if (parts.empty()) return;
+    if (comm.size() == 1) {
+        for (const PartSum& p : parts)
+            chain_sum(p.total, add, p.values, comm, stream);
+        return;
+    }
+    const DType dtype = parts.front().values.dtype;
+    for (const PartSum& p : parts)
+        if (p.values.dtype != dtype ||
+            (p.owner == comm.rank() &&
+             (p.total.dtype != dtype || p.total.numel() != p.values.numel())))
+            throw ShapeError(
+                {.what = "reduce_scatter", .expected = "totals and values alike, of one type"});
+    const CommTimer timer;
+    const bool known = for_summed_dtype(dtype, [&]<class T>(T) {
+        if constexpr (!std::is_same_v<T, double>) {
+            if (comm.shared_memory() != nullptr)
+                return comm.shared_memory()->sum_parts<T>(parts, add);
+        }
+        message_sum_parts<T>(parts, add, comm);
+    });
+    if (!known)
+        throw ShapeError({.what = "reduce_scatter",
+                          .expected = "fp32, fp64 or bf16",
+                          .actual = dtype_name(dtype)});
+}
+
+void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream) {
+    if (comm.size() == 1 || parts.empty()) return;
+    const CommTimer timer;
+    if (comm.shared_memory() != nullptr) return comm.shared_memory()->gather_parts(parts);
+    message_gather_parts(parts, comm);
+}
+
 double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm) {
     if (comm.size() == 1) return value;
     const CommTimer timer;
@@ -159,12 +184,6 @@ void broadcast(TensorView t, int root, const Communicator& comm) {
 void barrier(const Communicator& comm) {
     if (comm.size() == 1) return;
     check_mpi(MPI_Barrier(comm.handle()), "barrier", comm);
-}
-
-double take_comm_seconds() {
-    const double s = comm_seconds;
-    comm_seconds = 0.0;
-    return s;
 }
 
 }  // namespace stoa

@@ -2,11 +2,14 @@
 // Collectives as free functions on tensors. The data's home chooses the wire: MPI for host memory;
 // NCCL takes over device memory at the same call sites. A group of one waits for nobody.
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "kernels/core/exact_sum.h"
 #include "kernels/core/exec.h"
+#include "parallel/comm_timer.h"
 #include "parallel/communicator.h"
+#include "parallel/owned_parts.h"
 
 namespace stoa {
 
@@ -15,7 +18,8 @@ enum class ReduceOp { sum, max, min };
 /// t = reduction of t over the ranks of `comm`, the same bits on every rank; a sum is the tree of
 /// rank_sum.h.
 /// dtype: fp32 | fp64 | bf16 | int32. bf16 is added in fp32 and rounded once
-/// comm:  large sums of ranks on one machine: shared_sum.h; other sums: message_sum.h; else one MPI
+/// comm:  large sums of ranks on one machine: shared_memory.h; other sums: message_sum.h; else one
+/// MPI
 ///        all-reduce over `comm`
 /// errors: CollectiveError
 void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream);
@@ -25,6 +29,15 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stre
 /// dtype: fp32 | fp64 | bf16, both alike     comm, errors: as all_reduce
 void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
                Stream stream);
+
+/// Each part's owner gets chain_sum(total, add, values) of it.
+/// dtype: fp32 | fp64 | bf16, one for all parts     errors: CollectiveError
+/// comm: shared_memory.h on one machine, else message_parts.h
+void reduce_scatter(std::span<const PartSum> parts, bool add, const Communicator& comm,
+                    Stream stream);
+
+/// Every rank gets the owners' parts.     dtype: any     comm, errors: as reduce_scatter
+void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream stream);
 
 double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm);
 /// The ranks' sum, without rounding.
@@ -38,8 +51,5 @@ std::string broadcast(std::string text, int root, const Communicator& comm);
 void broadcast(TensorView t, int root, const Communicator& comm);
 
 void barrier(const Communicator& comm);
-
-/// Seconds this process has spent inside collectives since the last call (for the step line).
-double take_comm_seconds();
 
 }  // namespace stoa

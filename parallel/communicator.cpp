@@ -19,18 +19,18 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
     std::swap(rank_, other.rank_);
     std::swap(size_, other.size_);
     std::swap(name_, other.name_);
-    std::swap(shared_sum_, other.shared_sum_);
+    std::swap(shared_memory_, other.shared_memory_);
     return *this;
 }
 
-void Communicator::share_memory() {
-    if (size_ > 1) shared_sum_ = SharedSum::open(comm_);
+void Communicator::share_memory(SharedMemory::Wait wait) {
+    if (size_ > 1) shared_memory_ = SharedMemory::open(comm_, wait);
 }
 
 void Communicator::close() {
     if (comm_ == MPI_COMM_NULL) return;
-    if (shared_sum_) shared_sum_->close();
-    shared_sum_.reset();
+    if (shared_memory_) shared_memory_->close();
+    shared_memory_.reset();
     MPI_Comm_free(&comm_);
     comm_ = MPI_COMM_NULL;
     rank_ = 0;

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "parallel/shared_sum.h"
+#include "parallel/shared_memory.h"
 
 namespace stoa {
 
@@ -25,10 +25,10 @@ public:
     int size() const { return size_; }
     const std::string& name() const { return name_; }
     MPI_Comm handle() const { return comm_; }
-    /// Lets large sums go through shared memory where all ranks are on one machine.
+    /// Lets large tensors go through shared memory where all ranks are on one machine.
     /// comm: collective
-    void share_memory();
-    SharedSum* shared_sum() const { return shared_sum_.get(); }  // null: messages only
+    void share_memory(SharedMemory::Wait wait = SharedMemory::Wait::spin);
+    SharedMemory* shared_memory() const { return shared_memory_.get(); }  // null: messages only
     void close();
 
 private:
@@ -36,7 +36,7 @@ private:
     int rank_ = 0;
     int size_ = 1;
     std::string name_ = "self";
-    std::unique_ptr<SharedSum> shared_sum_;
+    std::unique_ptr<SharedMemory> shared_memory_;
 };
 
 /// Ranks of `comm` on this rank's machine.     comm: one split and its end

@@ -11,9 +11,15 @@ Communicator split(MPI_Comm parent, int color, int key, const char* name) {
     return Communicator{comm, name};
 }
 
+bool several_threads() {
+    int level = MPI_THREAD_SINGLE;
+    MPI_Query_thread(&level);
+    return level >= MPI_THREAD_MULTIPLE;
+}
+
 }  // namespace
 
-Mesh make_mesh(std::int64_t dp, std::int64_t tp) {
+Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap) {
     int started = 0;
     MPI_Initialized(&started);
     int rank = 0, size = 1;
@@ -34,12 +40,18 @@ Mesh make_mesh(std::int64_t dp, std::int64_t tp) {
     mesh.world = split(MPI_COMM_WORLD, 0, rank, "world");
     mesh.tp = split(MPI_COMM_WORLD, rank / tp_size, rank, "tp");
     mesh.dp = split(MPI_COMM_WORLD, rank % tp_size, rank, "dp");
+    mesh.dp_beside = split(MPI_COMM_WORLD, rank % tp_size, rank, "dp beside");
+    const bool thread = overlap && dp > 1 && several_threads();
+    if (thread) mesh.dp_queue = std::make_unique<CommQueue>(/*own_thread=*/true);
     mesh.tp.share_memory();
     mesh.dp.share_memory();
+    mesh.dp_beside.share_memory(thread ? SharedMemory::Wait::sleep : SharedMemory::Wait::spin);
     return mesh;
 }
 
 void close_mesh(Mesh& mesh) {
+    mesh.dp_queue = std::make_unique<CommQueue>();  // the old one ends its jobs first
+    mesh.dp_beside.close();
     mesh.dp.close();
     mesh.tp.close();
     mesh.world.close();

@@ -44,8 +44,8 @@ MpiSession::MpiSession(int& argc, char**& argv) {
         open_ = false;
         return;
     }
-    int provided = 0;
-    if (MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
+    int provided = 0;  // less than asked for: no overlap (parallel/mesh.cpp)
+    if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != MPI_SUCCESS)
         throw DeviceError(
             {.what = "MPI_Init failed", .where = host_name(), .hint = "run `mpirun -n 2 true`"});
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);

@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
     Mesh mesh = make_mesh(size, 1);  // dp: shared memory; world: messages
     const std::int64_t n = (argc > 1 ? std::atoi(argv[1]) : 5) * 1'000'000;
     const int rounds = argc > 2 ? std::atoi(argv[2]) : 20;
-    if (mesh.dp.shared_sum() == nullptr) {
+    if (mesh.dp.shared_memory() == nullptr) {
         fmt::print("{{\"bench\":\"all_reduce\",\"skipped\":\"no memory is shared\"}}\n");
         close_mesh(mesh);
         session.close();

@@ -56,8 +56,8 @@ TEST_CASE("all_reduce sums, takes maxima and minima in every dtype", "[multirank
 
 TEST_CASE("sums through shared memory are the sums of messages", "[multirank]") {
     Mesh mesh = world_mesh();
-    REQUIRE(mesh.dp.shared_sum() != nullptr);     // the tests run on one machine
-    REQUIRE(mesh.world.shared_sum() == nullptr);  // messages
+    REQUIRE(mesh.dp.shared_memory() != nullptr);     // the tests run on one machine
+    REQUIRE(mesh.world.shared_memory() == nullptr);  // messages
     // Around the smallest sum that is shared, a slice, a chunk, two chunks.
     const std::int64_t n = GENERATE(4097, 8193, 65535, 65536, 65537, 131072, 300001);
     Tensor wide({n}, DType::fp32), narrow({n}, DType::bf16), exact({n}, DType::fp64);
@@ -169,5 +169,92 @@ TEST_CASE("agree makes one rank's error everyone's", "[multirank]") {
         CHECK(e.code() == ExitCode::internal);
         CHECK(e.fields().what == "surprise");
     }
+    close_mesh(mesh);
+}
+
+namespace {
+
+// `count` values of rank r, and parts of them that go to the ranks in turns.
+struct Parts {
+    Tensor values, total, whole;
+    std::vector<PartSum> sums;
+    std::vector<PartCopy> copies;
+};
+Parts make_parts(DType dtype, std::int64_t count, const Communicator& comm) {
+    Parts p{
+        Tensor({count, 1}, dtype), Tensor({count, 1}, dtype), Tensor({count, 1}, dtype), {}, {}};
+    dispatch_dtype(dtype, [&]<Element T>(T) {
+        Draws draws(5, static_cast<std::uint64_t>(comm.rank()));
+        for (T& x : p.values.as<T>())
+            x = narrow_to<T>(static_cast<Wide<T>>(draws.between(-1000, 1000)) / Wide<T>{7});
+        for (std::int64_t i = 0; i < count; ++i)
+            p.total.as<T>()[static_cast<std::size_t>(i)] =
+                narrow_to<T>(static_cast<Wide<T>>(i % 13));
+    });
+    std::ranges::copy_n(p.total.view.data, p.total.view.bytes(), p.whole.view.data);
+    std::int64_t at = 0;
+    for (int i = 0; at < count; ++i) {  // of uneven sizes; some owners get two, some few
+        const std::int64_t n =
+            std::min<std::int64_t>(count - at, 1 + (i * 7919 + 3 * i) % (count / 3 + 1));
+        const int owner = (i + i / 3) % comm.size();
+        const TensorView total = p.total.view.slice_rows(at, n);
+        p.sums.push_back(
+            {owner, owner == comm.rank() ? total : TensorView{}, p.values.view.slice_rows(at, n)});
+        p.copies.push_back({owner, total});
+        at += n;
+    }
+    return p;
+}
+
+}  // namespace
+
+TEST_CASE("reduce_scatter and all_gather make what chain_sum makes, through memory and messages",
+          "[multirank]") {
+    Mesh mesh = world_mesh();
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    const std::int64_t count = GENERATE(1, 40, 300001);
+    const bool add = GENERATE(false, true);
+    for (const Communicator* comm : {&mesh.dp, &mesh.world}) {
+        Parts p = make_parts(dtype, count, *comm);
+        CAPTURE(dtype_name(dtype), count, add, comm->name());
+        chain_sum(p.whole, add, p.values, *comm, {});
+        reduce_scatter(p.sums, add, *comm, {});
+        all_gather(p.copies, *comm, {});
+        CHECK(std::equal(p.whole.view.data, p.whole.view.data + p.whole.view.bytes(),
+                         p.total.view.data));
+    }
+    close_mesh(mesh);
+}
+
+TEST_CASE("a queue runs collectives in order beside others, and keeps the first error",
+          "[multirank]") {
+    int size = 1;
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    Mesh mesh = make_mesh(size, 1, /*overlap=*/true);
+    REQUIRE(mesh.dp_queue->own_thread());
+    take_comm_seconds();
+    constexpr int kJobs = 12;
+    std::vector<std::int64_t> sums(kJobs);
+    CommQueue::Ticket last = 0;
+    for (int i = 0; i < kJobs; ++i)
+        last = mesh.dp_queue->submit([&, i] {
+            const std::int64_t before = i == 0 ? 1 : sums[static_cast<std::size_t>(i - 1)];
+            sums[static_cast<std::size_t>(i)] =
+                all_reduce_scalar(before, ReduceOp::sum, mesh.dp_beside);
+        });
+    std::int64_t meanwhile = 1;
+    for (int i = 0; i < kJobs; ++i)
+        meanwhile = all_reduce_scalar(meanwhile, ReduceOp::max, mesh.world);
+    mesh.dp_queue->wait(last);
+    std::int64_t power = 1;
+    for (const std::int64_t sum : sums)
+        CHECK(sum == (power *= size));
+    CHECK(take_comm_seconds().hidden > 0.0);
+
+    bool ran = false;
+    mesh.dp_queue->submit([] { throw CollectiveError({.what = "lost a peer"}); });
+    const auto after = mesh.dp_queue->submit([&] { ran = true; });
+    CHECK_THROWS_AS(mesh.dp_queue->wait(after), CollectiveError);
+    CHECK(!ran);  // dropped
     close_mesh(mesh);
 }

@@ -3,17 +3,19 @@
 #define CATCH_CONFIG_RUNNER
 #include <mpi.h>
 
-#include "tests/support/catch.h"
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
+#include "tests/support/catch.h"
+
 int main(int argc, char** argv) {
     const bool under_mpirun =
         std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
     if (!under_mpirun) return Catch::Session().run(argc, argv);
-    MPI_Init(&argc, &argv);
+    int provided = 0;
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     std::vector<const char*> args(argv, argv + argc);
