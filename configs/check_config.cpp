@@ -184,6 +184,29 @@ void check_determinism(const RunConfig& c, Rules& rules) {
                   fmt::format("nearest: {}", multiples_around(c.batch.global_batch, unit)));
 }
 
+// Sharded gradients leave with their micro-batch.
+void check_zero(const RunConfig& c, Rules& rules) {
+    const ParallelConfig& p = c.parallel;
+    const BatchConfig& b = c.batch;
+    if (p.zero < 2 || b.global_batch % b.micro_batch != 0) return;
+    const std::int64_t passes = b.global_batch / b.micro_batch;
+    if (is_elastic(c) && p.dp_shards > 0)
+        rules.require(
+            passes == p.dp_shards, {"parallel.zero", "parallel.determinism"},
+            fmt::format("parallel.zero: {} needs one micro-batch in each of the {} dp "
+                        "shards of parallel.determinism, got {}",
+                        p.zero, p.dp_shards, passes / p.dp_shards),
+            fmt::format("set parallel.determinism=\"elastic {}x{}\", batch.micro_batch={} "
+                        "or parallel.zero=1",
+                        passes, p.tp_chunks, b.global_batch / p.dp_shards));
+    rules.require(size_of(formats_of(c.precision).grad) >= 4 || p.dp == 0 || passes <= p.dp,
+                  {"parallel.zero", "precision.grads"},
+                  fmt::format("parallel.zero: {} adds up the gradients of {} micro-batches a rank, "
+                              "and precision.grads is bf16",
+                              p.zero, passes / std::max<std::int64_t>(1, p.dp)),
+                  "set precision.grads=fp32, a larger batch.micro_batch or parallel.zero=1");
+}
+
 void check_schedule(const RunConfig& c, Rules& rules) {
     const ScheduleConfig& s = c.schedule;
     double total = 0.0;
@@ -297,6 +320,7 @@ void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<P
     check_precision(config, rules);
     check_batch(config, rules);
     check_determinism(config, rules);
+    check_zero(config, rules);
     check_stages(config, rules);
     check_sources(config, rules);
     check_schedule(config, rules);
@@ -333,6 +357,7 @@ RunConfig resolve_for_world(RunConfig config, int world_size) {
         Rules rules{none, problems};
         check_batch(config, rules);
         check_determinism(config, rules);
+        check_zero(config, rules);
         if (problems.empty())
             config.batch.grad_accum = config.batch.global_batch / (config.batch.micro_batch * dp);
     }

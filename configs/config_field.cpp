@@ -173,6 +173,15 @@ struct Reader {
         }
         return true;
     }
+    bool read(const ConfigNode& node, ZeroField f) {
+        if (!need_scalar(node)) return false;
+        const std::string& text = node.text;
+        const std::string number = text.substr(0, text.find(' '));
+        if (text.size() > number.size() && text.substr(number.size()) != " blocking")
+            return refuse(node, "expected " + type_text(row) + " (1 blocking)");
+        *f.overlap = text.size() == number.size();
+        return read({node.kind, node.place, number, {}, {}}, f.level);
+    }
     bool read(const ConfigNode& node, DeterminismField f) {
         if (!need_scalar(node)) return false;
         const std::string& text = node.text;
@@ -312,6 +321,9 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                     s += " " + range;
                 return s;
             },
+            [](ZeroField f) {
+                return fmt::format("{}{}", *f.level, *f.overlap ? "" : " blocking");
+            },
             [](DeterminismField f) -> std::string {
                 if (*f.mode == Determinism::automatic) return "auto";
                 if (*f.mode == Determinism::fast) return "fast";
@@ -360,6 +372,7 @@ std::string type_text(const KeyRow& row) {
             [](BetasField) -> std::string { return "a list of two numbers"; },
             [](WarmupField) -> std::string { return "a percentage or tokens"; },
             [](RecomputeField) { return joined(words_of(Recompute{})) + ", and blocks"; },
+            [](ZeroField) -> std::string { return "0, 1, 2 or 3, and blocking"; },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration"; },
             [](std::vector<std::string>*) -> std::string { return "a list of names"; },

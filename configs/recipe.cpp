@@ -117,8 +117,9 @@ bool is_elastic(const RunConfig& config) {
 
 VirtualMesh virtual_mesh(const RunConfig& config, std::int64_t dp, std::int64_t tp) {
     const ParallelConfig& p = config.parallel;
-    if (!is_elastic(config) || p.dp_shards == 0) return {dp, tp};
-    return {p.dp_shards, p.tp_chunks};
+    if (is_elastic(config) && p.dp_shards > 0) return {p.dp_shards, p.tp_chunks};
+    if (p.zero < 2) return {dp, tp};
+    return {std::max(dp, config.batch.global_batch / config.batch.micro_batch), tp};
 }
 
 }  // namespace stoa

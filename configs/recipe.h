@@ -30,7 +30,8 @@ DType ffn_format(const Formats& formats, const RunConfig& config, std::int64_t l
 /// Whether sums keep one order on every mesh (parallel.determinism).
 bool is_elastic(const RunConfig& config);
 /// The virtual ranks whose order that is; without given sizes, and where sums may differ, those of
-/// the mesh itself.
+/// the mesh itself. With parallel.zero 2 and 3 each micro-batch is a dp shard of its own: nobody
+/// keeps its gradients until the next one.
 struct VirtualMesh {
     std::int64_t dp_shards, tp_chunks;
 };

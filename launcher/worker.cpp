@@ -101,7 +101,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
         config = resolve_for_world(loaded.config, session.size());
     });
     require_same_config(loaded, everyone.world);
-    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp);
+    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp, config.parallel.overlap);
 
     agree(mesh.world, "make run directory", [&] {
         if (mesh.world.rank() == 0) make_run_directory(config, loaded);

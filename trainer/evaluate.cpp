@@ -7,6 +7,7 @@
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "trainer/inference/decode.h"
+#include "trainer/model/dp_traffic.h"
 #include "trainer/model/loss.h"
 
 namespace stoa {
@@ -33,16 +34,21 @@ MicroBatch slice(const MicroBatch& all, std::int64_t begin, std::int64_t count) 
     return mb;
 }
 
-// Mean loss of all rows; dp rank d takes micro-batches d, d + dp, ...
+// Mean loss of all rows; dp rank d takes micro-batches d, d + dp, ... All make equally many passes,
+// for weights that come from the others (zero: 3).
 SourceLoss held_out_loss(TrainState& s, const std::string& source, const MicroBatch& rows,
                          const Mesh& mesh, const Exec& exec) {
     const std::int64_t mb_rows = s.config.batch.micro_batch;
     double sum = 0.0;
-    for (std::int64_t begin = mesh.dp_rank() * mb_rows; begin < rows.batch;
-         begin += mesh.dp_size() * mb_rows) {
+    for (std::int64_t round = 0; round < rows.batch; round += mesh.dp_size() * mb_rows) {
+        const std::int64_t begin = round + mesh.dp_rank() * mb_rows;
+        if (begin >= rows.batch) {
+            take_part_in_forward(s.model, mesh, exec);
+            continue;
+        }
         load_micro_batch(s, slice(rows, begin, mb_rows));
         zero(s.acts.loss_sum, exec);
-        model_forward(s, mesh.tp, exec);
+        model_forward(s, mesh, exec);
         loss_forward_backward(s, /*d_loss=*/0.0, mesh.tp, exec);
         sum += s.acts.loss_sum.as<double>()[0];
     }
@@ -105,7 +111,7 @@ FamilyAccuracy held_out_accuracy(TrainState& s, const std::string& family,
         prompts.push_back(std::move(ids));
     }
     const std::int64_t room = std::min(config.eval.max_new_tokens, context - longest);
-    const auto outputs = generate_greedy(s, prompts, room, tokenizer.end_of_text(), mesh.tp, exec);
+    const auto outputs = generate_greedy(s, prompts, room, tokenizer.end_of_text(), mesh, exec);
     std::int64_t counts[3] = {0, 0, too_long};  // verified, refuted, unanswered
     for (std::size_t i = 0; i < mine.size(); ++i) {
         SolvedProblem p{.family = family,

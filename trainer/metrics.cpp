@@ -89,6 +89,7 @@ void MetricsFiles::write_step(const StepRecord& r) {
                                               {"step_ms", r.step_ms},
                                               {"data_ms", r.data_ms},
                                               {"comm_ms", r.comm_ms},
+                                              {"hidden_comm_ms", r.hidden_comm_ms},
                                               {"valid_tokens", r.valid_tokens},
                                               {"mem_peak_b", r.mem_peak_bytes},
                                               {"skipped", r.skipped ? 1 : 0},

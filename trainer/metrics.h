@@ -16,6 +16,7 @@ struct StepRecord {
     std::string stage;
     double loss = 0.0, grad_norm = 0.0, lr = 0.0;
     double step_ms = 0.0, data_ms = 0.0, comm_ms = 0.0;
+    double hidden_comm_ms = 0.0;  // beside the computation; comm_ms: exposed
     double tokens_per_s = 0.0;
     std::int64_t valid_tokens = 0, mem_peak_bytes = 0;
     bool skipped = false;

@@ -12,6 +12,7 @@
 #include "trainer/fault_hook.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
+#include "trainer/model/dp_traffic.h"
 #include "trainer/report.h"
 #include "trainer/run_state.h"
 #include "trainer/train_step.h"
@@ -148,7 +149,7 @@ bool resume_run(TrainRun& run) {
     });
     const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh);
     agree(run.mesh.world, "restore counters", [&] { restore_counters(meta, run); });
-    refresh_work(run.state.model, run.mesh.dp, run.exec);
+    refresh_work(run.state.model, run.mesh, run.exec);
     log_info("resumed from {} at step {} ({} tokens)", dir, run.curriculum.step,
              run.curriculum.tokens);
     return true;
@@ -186,7 +187,7 @@ ExitCode train_loop(TrainRun& run) {
         const double data_ms = 1e3 * seconds_since(step_begin);
         take_comm_seconds();
         const StepResult result = step_or_abort(run, in);
-        const double comm_ms = 1e3 * take_comm_seconds();
+        const CommSeconds comm = take_comm_seconds();
         run.curriculum = advance(run.curriculum, config);
         const double step_s = seconds_since(step_begin);
         seconds_per_step = seconds_per_step == 0.0 ? step_s : 0.9 * seconds_per_step + 0.1 * step_s;
@@ -204,7 +205,8 @@ ExitCode train_loop(TrainRun& run) {
             .lr = in.lr,
             .step_ms = 1e3 * step_s,
             .data_ms = data_ms,
-            .comm_ms = comm_ms,
+            .comm_ms = 1e3 * comm.exposed,
+            .hidden_comm_ms = 1e3 * comm.hidden,
             .tokens_per_s = static_cast<double>(config.batch.global_batch * stage.seq_len) / step_s,
             .valid_tokens = result.valid_tokens,
             .mem_peak_bytes = peak_memory_bytes(),

@@ -7,6 +7,7 @@
 #include "kernels/elementwise.h"
 #include "parallel/collectives.h"
 #include "trainer/fault_hook.h"
+#include "trainer/model/dp_traffic.h"
 #include "trainer/model/loss.h"
 #include "trainer/optimizer.h"
 #include "trainer/precision_policy.h"
@@ -91,7 +92,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     s.sampling = takes_sample(s, in.step);
     for (std::size_t i = 0; i < in.micro_batches.size(); ++i) {
         const auto index = static_cast<std::int64_t>(i);
-        const std::int64_t shard = index / s.dims.shard_micro_batches;
+        s.shard = index / s.dims.shard_micro_batches;
         s.shard_micro_batch = index % s.dims.shard_micro_batches;
         load_micro_batch(s, in.micro_batches[i]);
         if (i == 0) zero(s.acts.quantization_loss, exec);
@@ -100,23 +101,25 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
                        mesh.dp_rank()};
         s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
+        model_forward(s, mesh, exec);
+        for (std::size_t u = model.work.blocks.size(); u < model.units.size(); ++u)
+            await_grad_room(model, u, mesh);  // dp: of the shard before
         if (s.shard_micro_batch == 0) zero_added_grads(model, exec);
-        model_forward(s, mesh.tp, exec);
         loss_forward_backward(s, scale * per_token, mesh.tp, exec);
-        model_backward(s, mesh.tp, exec);  // grads +=
+        model_backward(s, mesh, exec);  // grads +=; dp: sums of the matrices
         loss_sum += s.acts.loss_sum.as<double>()[0];
         for (std::size_t f = 0; f < nonfinite.size(); ++f)
             nonfinite[f] |= s.acts.nonfinite.as<std::int32_t>()[f];
         if (s.shard_micro_batch + 1 < s.dims.shard_micro_batches) continue;
-        // dp: shard n of every rank, rank by rank, after all shards n - 1; matrices in formats.grad
-        chain_sum(model.norm_sums, shard > 0, model.norm_grads, mesh.dp, exec.stream);
-        chain_sum(model.matrix_sums, shard > 0, model.matrix_grads, mesh.dp, exec.stream);
+        // dp: shard n of every rank, rank by rank, after all shards n - 1
+        chain_sum(model.norm_sums, s.shard > 0, model.norm_grads, mesh.dp, exec.stream);
     }
+    await_grad_sums(model, mesh);
     all_reduce(model.head_sums, ReduceOp::sum, mesh.tp,
                exec.stream);  // tp: each rank has its heads
     fold_head_grads(model);
     loss_sum = all_reduce_scalar(loss_sum, ReduceOp::sum, mesh.dp);
-    const double norm = std::sqrt(grad_sum_of_squares(model, s.dims.chunks, mesh.tp, exec)) / scale;
+    const double norm = std::sqrt(grad_sum_of_squares(model, s.dims.chunks, mesh, exec)) / scale;
     const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
     const Decisions all = agree_decisions(
         {.skip = !finite, .stop = in.stop, .save_due = in.save_due, .nonfinite = nonfinite},
@@ -136,7 +139,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     if (!r.skipped)
         adamw_step(model, s.config, in.lr,
                    clip_coefficient(norm, s.config.optimizer.max_norm) / scale, ++s.optimizer_step,
-                   mesh.dp, exec);
+                   mesh, exec);
     s.skipped_in_a_row = r.overflow ? s.skipped_in_a_row + 1 : 0;
     update(s.loss_scale, r.overflow);
     PolicyStep seen{

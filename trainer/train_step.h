@@ -32,10 +32,11 @@ struct StepResult {
 
 /// One optimizer step. Whether its gradients are finite is decided by one exchange of a few bytes
 /// over the world, before anything of the step is written: no moment ever sees Inf or NaN.
-/// comm: dp sum(valid tokens) | tp in model and loss | per dp shard of a rank: dp chain_sum(grads)
-///       | tp sum(q/k norm grads by head) | dp sum(loss) | tp sum(grad_sq)
-///       | world max(skip, stop, save, layer flags) | dp broadcast(updated rows)
-///       | dp sum(quantization loss), in sampled steps
+/// comm: dp sum(valid tokens) | tp in model and loss | per dp shard of a rank, beside its backward:
+///       dp sums of gradients, unit by unit | tp sum(q/k norm grads by head) | dp sum(loss)
+///       | world sum(grad_sq) | world max(skip, stop, save, layer flags) | dp all_gather(updated
+///       rows), beside the update; with zero: 3 before each block's use | dp sum(quantization
+///       loss), in sampled steps
 StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, const Exec& exec);
 
 }  // namespace stoa

@@ -9,6 +9,7 @@
 #include "launcher/cli.h"
 #include "launcher/commands.h"
 #include "trainer/inference/decode.h"
+#include "trainer/model/dp_traffic.h"
 #include "trainer/train_loop.h"
 
 namespace stoa {
@@ -48,7 +49,7 @@ std::string unescape(const std::string& text) {
     return out;
 }
 
-int solve_problems(const TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o) {
+int solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o) {
     const ReasoningFamily& family = reasoning_family(o["family"].as<std::string>());
     std::int64_t verified = 0;
     const std::int64_t n = o["n"].as<std::int64_t>();
@@ -58,7 +59,7 @@ int solve_problems(const TrainState& s, const Tokenizer& tokenizer, const po::va
         const RenderedSample text = render(sample);
         const auto ids = generate_greedy(s, {tokenizer.encode(text.prompt)},
                                          o["max-new-tokens"].as<std::int64_t>(),
-                                         tokenizer.end_of_text(), Communicator{}, Exec{});
+                                         tokenizer.end_of_text(), Mesh{}, Exec{});
         const std::string solution = tokenizer.decode(ids[0]);
         std::string why = "no answer";
         const std::string answer = extract_answer(solution);
@@ -85,6 +86,7 @@ int command_generate(const Args& args) {
     RunConfig config = loaded.config;
     config.parallel.dp = config.parallel.tp = 1;  // one process, whatever mesh trained it
     config.parallel.determinism = Determinism::fast;
+    config.parallel.zero = 0;
     config = resolve_for_world(config, 1);
     const Tokenizer tokenizer = Tokenizer::load(config.data.tokenizer);
     config = resolve_for_vocab(config, tokenizer.vocab_size());
@@ -96,12 +98,12 @@ int command_generate(const Args& args) {
                                .hint = "train first: stoa train CFG"});
     TrainState s = make_train_state(config, 0, 1, Exec{});
     load_checkpoint(dir, checkpoint_shards(s.model), mesh);
-    refresh_work(s.model, mesh.dp, Exec{});
+    refresh_work(s.model, mesh, Exec{});
     if (o.count("family") > 0) return solve_problems(s, tokenizer, o);
     const std::string prompt = unescape(o["prompt"].as<std::string>());
     const auto ids =
         generate_greedy(s, {tokenizer.encode(prompt)}, o["max-new-tokens"].as<std::int64_t>(),
-                        tokenizer.end_of_text(), mesh.tp, Exec{});
+                        tokenizer.end_of_text(), mesh, Exec{});
     fmt::print("{}{}\n", prompt, tokenizer.decode(ids[0]));
     return 0;
 }

@@ -1,7 +1,8 @@
 // The same bits on every mesh: SHA-256 of masters, Adam's moments and scales after 50 steps on
 // (dp,tp) = (1,1), (2,1), (1,2), (2,2), (4,1), (1,4), (4,2), in fp32 and r30, with micro-batches of
-// 1, 2 and 4, with and without recompute, tied and untied embeddings, an odd vocabulary, other
-// numbers of threads; and loss and gradient norm of every step. Between whom sums are added is
+// 1, 2 and 4, with and without recompute, ZeRO-1 to 3, overlap, tied and untied embeddings, an odd
+// vocabulary, other numbers of threads; and loss and gradient norm of every step. Between whom sums
+// are added is
 // `elastic 4x4`; with `fast` the hashes must differ, or the program compares nothing.
 //   mesh_bits [--quick]      The program starts itself under mpirun for every mesh.
 #include <fmt/format.h>
@@ -30,18 +31,19 @@ struct Case {
     bool fast = false;
     int threads = 1;
     int zero = 1;
+    bool overlap = true;
     std::string text() const {
-        return fmt::format("{} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
+        return fmt::format("{} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
                            static_cast<int>(recipe), static_cast<int>(recompute), int{tied},
-                           int{fast}, threads, zero);
+                           int{fast}, threads, zero, int{overlap});
     }
     std::string subject() const {  // what must have one hash
         return fmt::format("{}{}", recipe_name(recipe), tied ? "" : " untied");
     }
     std::string name() const {
-        return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}", subject(),
+        return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}{}", subject(),
                            dp, tp, micro_batch, static_cast<int>(recompute), threads, zero,
-                           fast ? " fast" : "");
+                           overlap ? "" : " blocking", fast ? " fast" : "");
     }
 };
 
@@ -51,7 +53,8 @@ TinyOptions options_of(const Case& c) {
                   .tie_embeddings = c.tied,
                   .recipe = c.recipe,
                   .global_batch = 16,
-                  .zero = c.zero};
+                  .zero = c.zero,
+                  .overlap = c.overlap};
     if (c.recipe != Recipe::fp32) {  // sizes that fp8 and four tp ranks can take
         o.whole_blocks = true;
         o.head_dim = 64;
@@ -75,11 +78,12 @@ int rank_main(int argc, char** argv) {
                  .tied = arg(5) != 0,
                  .fast = arg(6) != 0,
                  .threads = static_cast<int>(arg(7)),
-                 .zero = static_cast<int>(arg(8))};
-    Mesh mesh = make_mesh(c.dp, c.tp);
+                 .zero = static_cast<int>(arg(8)),
+                 .overlap = arg(9) != 0};
+    Mesh mesh = make_mesh(c.dp, c.tp, c.overlap);
     set_cpu_threads(c.threads);
     TrainState s;
-    const Trace t = tiny_run(options_of(c), mesh, arg(9), &s);
+    const Trace t = tiny_run(options_of(c), mesh, arg(10), &s);
     const std::string hash = state_hash(s, mesh);
     if (mesh.world.rank() == 0)
         fmt::print("TRACE {}\n",
@@ -120,6 +124,22 @@ std::vector<Case> cases_of(bool quick) {
                 }
     for (const auto& [dp, tp] : kMeshes)
         cases.push_back({.dp = dp, .tp = tp, .micro_batch = dp == 1 ? 1 : 4, .tied = false});
+    // Sharded gradients and weights, on a thread beside the computation or not.
+    for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
+        for (const auto& [dp, tp] : kMeshes)
+            for (const int zero : {1, 2, 3})
+                for (const bool overlap : {false, true}) {
+                    if (dp == 1 || (zero == 1 && overlap)) continue;  // as above
+                    if (quick && (zero + dp + tp + int{overlap}) % 3 != 0) continue;
+                    cases.push_back(
+                        {.dp = dp,
+                         .tp = tp,
+                         .recipe = recipe,
+                         .recompute = zero == 2 ? Recompute::selective : Recompute::full,
+                         .tied = recipe != Recipe::fp32 || dp != 2,
+                         .zero = zero,
+                         .overlap = overlap});
+                }
     for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
         cases.push_back(
             {.micro_batch = 2, .recipe = recipe, .recompute = Recompute::selective, .threads = 3});

@@ -104,7 +104,7 @@ double held_out_loss(TrainState& s, const Text& text) {
             begins.push_back(row * stride);
         load_micro_batch(s, rows_of_text(text.held_out, begins));
         zero(s.acts.loss_sum, Exec{});
-        model_forward(s, Communicator{}, Exec{});
+        model_forward(s, Mesh{}, Exec{});
         loss_forward_backward(s, /*d_loss=*/0.0, Communicator{}, Exec{});
         sum += s.acts.loss_sum.as<double>()[0];
     }

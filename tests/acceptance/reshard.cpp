@@ -13,6 +13,7 @@
 #include "parallel/mpi_session.h"
 #include "tests/support/logical_state.h"
 #include "tests/support/tiny_run.h"
+#include "trainer/model/dp_traffic.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -71,7 +72,7 @@ int rank_main(int argc, char** argv) {
         const std::int64_t before = status_bytes("VmRSS:");
         load_checkpoint(dir, checkpoint_shards(s.model), mesh);
         extra = status_bytes("VmHWM:") - before;
-        refresh_work(s.model, mesh.dp, Exec{});  // as a resumed run does
+        refresh_work(s.model, mesh, Exec{});  // as a resumed run does
     }
     extra = all_reduce_scalar(extra, ReduceOp::max, mesh.world);
     const std::string hash = state_hash(s, mesh);

@@ -103,7 +103,7 @@ json measure(const Size& size, const std::vector<std::string>& recipes, int step
             if (step < 0) continue;
             timings[k].seconds.push_back(
                 std::chrono::duration<double>(Clock::now() - begin).count());
-            comm[k].seconds.push_back(take_comm_seconds());
+            comm[k].seconds.push_back(take_comm_seconds().exposed);
         }
     const RunConfig& c = states[0].config;
     const double tokens = static_cast<double>(c.batch.global_batch * c.stages[0].seq_len);

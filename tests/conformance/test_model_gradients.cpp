@@ -16,7 +16,7 @@ double loss_of(TrainState& s, const MicroBatch& mb) {
     const Communicator self;
     load_micro_batch(s, mb);
     zero(s.acts.loss_sum, Exec{});
-    model_forward(s, self, Exec{});
+    model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, 0.0, self, Exec{});
     return s.acts.loss_sum.as<double>()[0];
 }
@@ -41,9 +41,9 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
     load_micro_batch(s, mb);
     zero(s.acts.loss_sum, Exec{});
     const Communicator self;
-    model_forward(s, self, Exec{});
+    model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, 1.0, self, Exec{});
-    model_backward(s, self, Exec{});
+    model_backward(s, Mesh{}, Exec{});
     fold_head_grads(s.model);
 
     constexpr double kStep = 1e-6;
@@ -79,9 +79,9 @@ std::vector<double> gradients(const TinyOptions& options) {
     zero_grads(s.model, Exec{});
     load_micro_batch(s, tiny_batch(config, 0, 0));
     zero(s.acts.loss_sum, Exec{});
-    model_forward(s, self, Exec{});
+    model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, 1.0, self, Exec{});
-    model_backward(s, self, Exec{});
+    model_backward(s, Mesh{}, Exec{});
     std::vector<double> g = to_double(s.model.norm_grads);
     std::ranges::copy(to_double(s.model.matrix_grads), std::back_inserter(g));
     return g;

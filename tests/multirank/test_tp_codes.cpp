@@ -134,7 +134,7 @@ TEST_CASE("weight codes of a tp shard are those of the whole, also after steps",
             for (TrainState* s : {&pair.whole, &pair.part}) {
                 for (const Param& p : s->model.params)
                     fill(p, p.grad, static_cast<std::uint64_t>(step), 1e-2);
-                adamw_step(s->model, s->config, 1e-2, 0.5, step, Communicator{}, Exec{});
+                adamw_step(s->model, s->config, 1e-2, 0.5, step, Mesh{}, Exec{});
             }
         for (std::size_t i = 0; i < pair.whole.model.params.size(); ++i) {
             const Param &w = pair.whole.model.params[i], &p = pair.part.model.params[i];

@@ -46,7 +46,7 @@ inline bool same_work(const TrainState& s, const Communicator& dp) {
     bool same = true;
     for (const Param& p : s.model.params)
         for (const TensorView& t : {p.work.data, p.work.scale}) {
-            if (dp.size() == 1 || t.empty()) continue;
+            if (dp.size() == 1 || t.empty() || p.gathered) continue;
             std::vector<std::byte> first(t.data, t.data + t.bytes());  // of dp rank 0
             MPI_Bcast(first.data(), static_cast<int>(first.size()), MPI_BYTE, 0, dp.handle());
             same = same && std::equal(first.begin(), first.end(), t.data);

@@ -31,10 +31,10 @@ inline ScaledPass backward_pass(const RunConfig& config, const MicroBatch& mb, i
     zero_grads(s.model, Exec{});
     zero(s.acts.loss_sum, Exec{});
     const double scale = std::ldexp(1.0, log2_scale);
-    model_forward(s, Communicator{}, Exec{});
+    model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, scale / static_cast<double>(mb.valid_tokens()), Communicator{},
                           Exec{});
-    model_backward(s, Communicator{}, Exec{});
+    model_backward(s, Mesh{}, Exec{});
     ScaledPass out;
     const auto append = [](std::vector<std::byte>& to, const TensorView& t) {
         to.insert(to.end(), t.data, t.data + t.bytes());

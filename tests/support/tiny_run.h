@@ -26,6 +26,7 @@ struct TinyOptions {
     std::int64_t dp_shards = 0, tp_chunks = 0;  // elastic with these sizes; 0: those of the mesh
     Determinism determinism = Determinism::automatic;
     std::int64_t zero = 1;
+    bool overlap = true;
 };
 
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
@@ -48,6 +49,7 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                   .tp = tp,
                   .recompute = o.recompute,
                   .zero = o.zero,
+                  .overlap = o.overlap,
                   .determinism = o.determinism,
                   .dp_shards = o.dp_shards,
                   .tp_chunks = o.tp_chunks};

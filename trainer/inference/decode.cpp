@@ -10,6 +10,7 @@
 #include "kernels/rms_norm.h"
 #include "parallel/collectives.h"
 #include "trainer/model/block.h"
+#include "trainer/model/dp_traffic.h"
 
 namespace stoa {
 namespace {
@@ -56,8 +57,9 @@ void store(const Tensor& cache, ConstTensorView rows, ConstTensorView positions,
 }
 
 // x[0] .. x[n_layers] of the queries in `a`, whose tokens, positions and key ranges are set.
-void trunk_forward(const TrainState& s, const Activations& a, const KvCache& cache,
-                   const Communicator& tp, const Exec& exec) {
+void trunk_forward(TrainState& s, const Activations& a, const KvCache& cache, const Mesh& mesh,
+                   const Exec& exec) {
+    const Communicator& tp = mesh.tp;
     const Weights& w = s.model.work;
     BlockContext context{.dims = s.dims,
                          .state = s.model,
@@ -71,6 +73,7 @@ void trunk_forward(const TrainState& s, const Activations& a, const KvCache& cac
     all_reduce(a.x[0], ReduceOp::sum, tp, exec.stream);  // tp: each token's row lives on one rank
     for (std::size_t l = 0; l < w.blocks.size(); ++l) {
         context.layer = static_cast<std::int64_t>(l);
+        await_block(s.model, context.layer, context.layer + 1, mesh, exec);  // dp, zero: 3
         block_qkv(context, w.blocks[l], a.saved[l], a.x[l]);
         store(cache.k[l], a.saved[l].k, a.positions, a.seq_len);
         store(cache.v[l], a.saved[l].v, a.positions, a.seq_len);
@@ -128,10 +131,23 @@ std::vector<TokenId> pick_tokens(const TrainState& s, const Activations& a,
     return {ids.begin(), ids.end()};
 }
 
-std::vector<std::vector<TokenId>> generate_batch(const TrainState& s,
+// Whether this rank makes another forward pass: with weights that come from the others (zero: 3)
+// where any of them does.     comm: dp, with zero: 3
+bool another_pass(const TrainState& s, bool mine, const Mesh& mesh) {
+    if (s.model.gathered.empty()) return mine;
+    return all_reduce_scalar(std::int64_t{mine}, ReduceOp::max, mesh.dp) != 0;
+}
+
+void pass_for_others(TrainState& s, const Mesh& mesh, const Exec& exec) {
+    while (another_pass(s, false, mesh))
+        take_part_in_forward(s.model, mesh, exec);
+}
+
+std::vector<std::vector<TokenId>> generate_batch(TrainState& s,
                                                  std::span<const std::vector<TokenId>> prompts,
                                                  std::int64_t max_new_tokens, TokenId stop,
-                                                 const Communicator& tp, const Exec& exec) {
+                                                 const Mesh& mesh, const Exec& exec) {
+    const Communicator& tp = mesh.tp;
     const auto batch = static_cast<std::int64_t>(prompts.size());
     std::int64_t longest = 0;
     for (const auto& p : prompts)
@@ -155,7 +171,7 @@ std::vector<std::vector<TokenId>> generate_batch(const TrainState& s,
             length[b] = static_cast<std::int64_t>(prompts[b].size());
             last[b] = static_cast<std::int64_t>(b) * longest + length[b] - 1;
         }
-        trunk_forward(s, w.acts, cache, tp, exec);
+        trunk_forward(s, w.acts, cache, mesh, exec);
         next = pick_tokens(s, w.acts, last, tp, exec);
     }
 
@@ -170,6 +186,7 @@ std::vector<std::vector<TokenId>> generate_batch(const TrainState& s,
             if (!done[b]) out[b].push_back(next[b]);
         }
         if (std::ranges::find(done, false) == done.end() || n + 1 == max_new_tokens) break;
+        another_pass(s, true, mesh);
         for (std::size_t b = 0; b < next.size(); ++b) {
             const auto at = static_cast<std::int32_t>(length[b] + n);
             w.acts.tokens.as<std::int32_t>()[b] = next[b];
@@ -177,18 +194,19 @@ std::vector<std::vector<TokenId>> generate_batch(const TrainState& s,
             w.acts.key_begin.as<std::int32_t>()[b] = 0;
             w.acts.key_end.as<std::int32_t>()[b] = at + 1;
         }
-        trunk_forward(s, w.acts, cache, tp, exec);
+        trunk_forward(s, w.acts, cache, mesh, exec);
         next = pick_tokens(s, w.acts, last, tp, exec);
     }
+    pass_for_others(s, mesh, exec);
     return out;
 }
 
 }  // namespace
 
-std::vector<std::vector<TokenId>> generate_greedy(const TrainState& s,
+std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
                                                   const std::vector<std::vector<TokenId>>& prompts,
                                                   std::int64_t max_new_tokens, TokenId stop,
-                                                  const Communicator& tp, const Exec& exec) {
+                                                  const Mesh& mesh, const Exec& exec) {
     const std::int64_t positions = s.model.rope_cos.shape[0];
     for (const auto& p : prompts)
         if (p.empty() || static_cast<std::int64_t>(p.size()) + max_new_tokens > positions)
@@ -199,10 +217,15 @@ std::vector<std::vector<TokenId>> generate_greedy(const TrainState& s,
                                          std::to_string(max_new_tokens) + " tokens",
                                .hint = "shorten the prompt or lower --max-new-tokens"});
     std::vector<std::vector<TokenId>> out;
-    for (std::size_t begin = 0; begin < prompts.size(); begin += kBatch) {
-        const auto count = std::min(kBatch, prompts.size() - begin);
+    for (std::size_t begin = 0; another_pass(s, begin < prompts.size(), mesh); begin += kBatch) {
+        const auto count = std::min(kBatch, prompts.size() - std::min(begin, prompts.size()));
+        if (count == 0) {  // the others' prompts, then their tokens
+            take_part_in_forward(s.model, mesh, exec);
+            pass_for_others(s, mesh, exec);
+            continue;
+        }
         auto part = generate_batch(s, std::span(prompts).subspan(begin, count), max_new_tokens,
-                                   stop, tp, exec);
+                                   stop, mesh, exec);
         std::ranges::move(part, std::back_inserter(out));
     }
     return out;

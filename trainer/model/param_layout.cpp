@@ -1,6 +1,7 @@
 // The logical model as a table, its cuts over tp and dp, and where each tensor lies.
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "kernels/core/philox.h"
 #include "kernels/quantize.h"
@@ -125,11 +126,84 @@ std::int64_t heads_of(const RunConfig& config, std::size_t i) {
     return i % 2 == 0 ? config.model.n_heads : config.model.n_kv_heads;
 }
 
-// Gradients lie flat per kind, so that each kind is one message: first those by head.
-void place_grads(Placer& placer, ModelState& s, const RunConfig& config, const Formats& formats,
-                 std::int64_t shards) {
+// Blocks, embedding, output matrix: the table has norms first, then the units one after the other.
+std::vector<Unit> units_of(const std::vector<Param>& params, std::int64_t n_layers) {
+    constexpr std::size_t kMatricesOfBlock = 7;
+    const auto embedding = static_cast<std::size_t>(
+        std::ranges::find_if(params, [](const Param& p) { return !p.is_norm(); }) - params.begin());
+    std::vector<Unit> units;
+    std::size_t at = embedding + 1;
+    for (std::int64_t l = 0; l < n_layers; ++l, at += kMatricesOfBlock)
+        units.push_back({.first = at, .count = kMatricesOfBlock});
+    units.push_back({.first = embedding, .count = 1});
+    if (at < params.size()) units.push_back({.first = at, .count = 1});
+    return units;
+}
+
+std::span<Param> params_of(ModelState& s, const Unit& u) {
+    return std::span(s.params).subspan(u.first, u.count);
+}
+
+// Of tensors that lie side by side.
+std::int64_t matrix_elements(std::span<const Param> params) {
+    std::int64_t end = 0;
+    for (const Param& p : params)
+        end = align_up(end + local_shape(p).numel());
+    return end;
+}
+
+// What backward writes. With zero: 2 and 3 blocks take turns in a few buffers: a block's gradients
+// are summed before another needs the room.
+void place_shard_grads(Placer& placer, ModelState& s, DType dtype, std::int64_t buffers) {
+    std::int64_t flat = 0, largest = 0;
+    for (const Unit& u : s.units) {
+        const std::int64_t n = matrix_elements(params_of(s, u));
+        if (u.grad_buffer >= 0)
+            largest = std::max(largest, n);
+        else
+            flat += n;
+    }
+    std::vector<TensorView> shared;
+    for (std::int64_t b = 0; b < buffers; ++b)
+        shared.push_back(
+            placer.place("grads.buffer." + std::to_string(b), {largest}, dtype, Lifetime::run));
+    s.matrix_grads = placer.place("grads.matrices", {flat}, dtype, Lifetime::run);
+    std::int64_t own = 0;  // of matrix_grads, in the order of the table
+    for (Param& p : s.params) {
+        if (p.is_norm()) continue;
+        const auto unit = std::ranges::find_if(s.units, [&](const Unit& u) {
+            const auto i = static_cast<std::size_t>(&p - s.params.data());
+            return i >= u.first && i < u.first + u.count;
+        });
+        if (unit->grad_buffer < 0) {
+            p.shard_grad = piece(s.matrix_grads, own, local_shape(p));
+            own = align_up(own + local_shape(p).numel());
+            continue;
+        }
+        const auto before = std::span(s.params).subspan(
+            unit->first, static_cast<std::size_t>(&p - s.params.data()) - unit->first);
+        p.shard_grad = piece(shared[static_cast<std::size_t>(unit->grad_buffer)],
+                             matrix_elements(before), local_shape(p));
+    }
+}
+
+// What the optimizer reads, of the rows that are this rank's. In place where a rank has one shard
+// and its gradients have their own place.
+void place_grad_sums(Placer& placer, ModelState& s, DType dtype, std::int64_t shards) {
+    for (const Unit& u : s.units)
+        for (Param& p : params_of(s, u)) {
+            const Shape mine{p.mine.count, local_shape(p)[1]};
+            p.grad = shards > 1 || u.grad_buffer >= 0
+                         ? placer.place("grads.sum/" + p.name, mine, dtype, Lifetime::run)
+                         : piece(p.shard_grad, p.mine.begin * mine[1], mine);
+        }
+}
+
+// Gradients of the norms lie flat, so that they are one message: first those by head.
+void place_norm_grads(Placer& placer, ModelState& s, const RunConfig& config, DType wide,
+                      std::int64_t shards) {
     const auto n_head_norms = static_cast<std::size_t>(2 * config.model.n_layers);
-    std::int64_t heads = 0, matrices = 0;  // elements
+    std::int64_t heads = 0;  // elements
     for (std::size_t i = 0; i < n_head_norms; ++i) {
         s.head_count.push_back(heads_of(config, i));
         heads += s.head_count.back() * config.model.head_dim;
@@ -137,24 +211,18 @@ void place_grads(Placer& placer, ModelState& s, const RunConfig& config, const F
     std::int64_t norms = align_up(heads);
     std::vector<std::int64_t> offsets;
     for (const Param& p : s.params) {
-        std::int64_t& end = p.is_norm() ? norms : matrices;
-        offsets.push_back(end);
-        end = align_up(end + local_shape(p).numel());
+        if (!p.is_norm()) break;
+        offsets.push_back(norms);
+        norms = align_up(norms + local_shape(p).numel());
     }
-    s.norm_grads = placer.place("grads.norms", {norms}, formats.wide, Lifetime::run);
-    s.matrix_grads = placer.place("grads.matrices", {matrices}, formats.grad, Lifetime::run);
-    s.norm_sums = s.norm_grads;
-    s.matrix_sums = s.matrix_grads;
-    if (shards > 1) {
-        s.norm_sums = placer.place("grads.norms.sum", {norms}, formats.wide, Lifetime::run);
-        s.matrix_sums = placer.place("grads.matrices.sum", {matrices}, formats.grad, Lifetime::run);
-    }
+    s.norm_grads = placer.place("grads.norms", {norms}, wide, Lifetime::run);
+    s.norm_sums =
+        shards > 1 ? placer.place("grads.norms.sum", {norms}, wide, Lifetime::run) : s.norm_grads;
     s.head_sums = piece(s.norm_sums, 0, {heads});
-    for (std::size_t i = 0; i < s.params.size(); ++i) {
+    for (std::size_t i = 0; i < offsets.size(); ++i) {
         Param& p = s.params[i];
-        p.shard_grad =
-            piece(p.is_norm() ? s.norm_grads : s.matrix_grads, offsets[i], local_shape(p));
-        p.grad = piece(p.is_norm() ? s.norm_sums : s.matrix_sums, offsets[i], local_shape(p));
+        p.shard_grad = piece(s.norm_grads, offsets[i], local_shape(p));
+        p.grad = piece(s.norm_sums, offsets[i], local_shape(p));
     }
 }
 
@@ -173,22 +241,20 @@ void view_head_grads(ModelState& s, const RunConfig& config, const LocalDims& d,
     }
 }
 
-// Deals out the matrices' blocks of 128 rows, in the order of the table, so that each dp rank gets
-// its part of all elements, within a block.
-void share_out(std::vector<Param>& params, int dp_rank, std::int64_t dp) {
+// Deals out the blocks of 128 rows of one unit's matrices, in the order of the table, so that each
+// dp rank gets its part of the elements, within a block. `turn`: who begins.
+void share_out(std::span<Param> params, int dp_rank, std::int64_t dp, std::int64_t turn) {
     std::int64_t total = 0, at = 0;
     for (const Param& p : params)
-        total += p.is_norm() ? 0 : local_shape(p).numel();
+        total += local_shape(p).numel();
     for (Param& p : params) {
         const Shape shape = local_shape(p);
-        p.local_rows = shape.rank == 2 ? shape[0] : 1;
-        p.mine = {dp_rank, 0, p.local_rows};
-        if (p.is_norm() || dp == 1) continue;
         p.mine = {dp_rank, 0, 0};
         for (std::int64_t row = 0; row < p.local_rows; row += kQuantBlock) {
             const std::int64_t count = std::min(kQuantBlock, p.local_rows - row);
-            const auto owner = static_cast<int>(
+            const auto share = static_cast<std::int64_t>(
                 static_cast<double>(at) / static_cast<double>(total) * static_cast<double>(dp));
+            const auto owner = static_cast<int>((share + turn) % dp);
             if (p.owners.empty() || p.owners.back().dp_rank != owner)
                 p.owners.push_back({owner, row, 0});
             p.owners.back().count += count;
@@ -199,23 +265,45 @@ void share_out(std::vector<Param>& params, int dp_rank, std::int64_t dp) {
     }
 }
 
+// Masters, moments, and working copies that have their own place.
 void place_param(Placer& placer, Param& p, const Formats& formats) {
     const Shape shape = local_shape(p);
     const bool norm = p.is_norm();  // few values: kept wide
     const Shape mine = norm ? shape : Shape{p.mine.count, shape[1]};
     const DType master = norm ? formats.wide : formats.master;
-    if (p.format == master) {  // fp32 training computes with the masters themselves
+    if (p.format == master && !p.gathered) {  // fp32 training computes with the masters themselves
         const TensorView all = placer.place("master/" + p.name, shape, master, Lifetime::run);
         p.work = {all, {}};
         p.master = norm ? all : piece(all, p.mine.begin * shape[1], mine);
     } else {
         p.master = placer.place("master/" + p.name, mine, master, Lifetime::run);
-        p.work = place_scaled(placer, "work/" + p.name, shape, p.format, QuantBlocks::square);
+        if (!p.gathered)
+            p.work = place_scaled(placer, "work/" + p.name, shape, p.format, QuantBlocks::square);
     }
     p.m = place_scaled(placer, "adam.m/" + p.name, mine, norm ? formats.wide : formats.m,
                        QuantBlocks::row);
     p.v = place_scaled(placer, "adam.v/" + p.name, mine, norm ? formats.wide : formats.v,
                        QuantBlocks::row);
+}
+
+// zero: 3: the working copies of one block at a time, in buffers that the blocks take in turns.
+void place_gathered(Placer& placer, ModelState& s, std::int64_t buffers) {
+    const auto place_block = [&](const Unit& u, Placer block) {
+        for (Param& p : params_of(s, u))
+            p.work = place_scaled(block, p.name, local_shape(p), p.format, QuantBlocks::square);
+        return block.bytes();
+    };
+    std::int64_t largest = 0;
+    for (const Unit& u : s.units)
+        if (u.work_buffer >= 0) largest = std::max(largest, place_block(u, Placer{}));
+    std::vector<TensorView> shared;
+    for (std::int64_t b = 0; b < buffers; ++b)
+        shared.push_back(placer.place("work.buffer." + std::to_string(b), {largest}, DType::e8m0,
+                                      Lifetime::run));  // bytes
+    for (const Unit& u : s.units)
+        if (u.work_buffer >= 0)
+            place_block(u, Placer(shared[static_cast<std::size_t>(u.work_buffer)].data, largest));
+    s.gathered.assign(static_cast<std::size_t>(buffers), -1);
 }
 
 }  // namespace
@@ -256,10 +344,30 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
                       ? ShardRange{0, p.global_shape[0], p.global_shape[0]}
                       : shard_range(p.global_shape[axis], tp_rank, tp_size, sums.tp_chunks);
     }
-    share_out(s.params, dp_rank, config.parallel.zero > 0 ? dp : 1);
+    for (Param& p : s.params) {
+        p.local_rows = p.global_shape.rank == 2 ? local_shape(p)[0] : 1;
+        p.mine = {dp_rank, 0, p.local_rows};
+    }
+    s.units = units_of(s.params, config.model.n_layers);
+    const std::int64_t zero = dp > 1 ? config.parallel.zero : 0;
+    const std::int64_t buffers = config.parallel.overlap ? 2 : 1;  // one in use, one on its way
+    for (std::size_t u = 0; u < s.units.size(); ++u) {
+        Unit& unit = s.units[u];
+        const auto turn = static_cast<std::int64_t>(u);
+        if (zero > 0) share_out(params_of(s, unit), dp_rank, dp, turn);
+        if (turn >= config.model.n_layers) continue;  // embeddings are whole everywhere
+        if (zero >= 2) unit.grad_buffer = turn % buffers;
+        if (zero < 3) continue;
+        unit.work_buffer = turn % buffers;
+        for (Param& p : params_of(s, unit))
+            p.gathered = true;
+    }
     for (Param& p : s.params)
         place_param(placer, p, dims.formats);
-    place_grads(placer, s, config, dims.formats, sums.dp_shards / dp);
+    if (zero >= 3) place_gathered(placer, s, buffers);
+    place_norm_grads(placer, s, config, dims.formats.wide, sums.dp_shards / dp);
+    place_shard_grads(placer, s, dims.formats.grad, zero >= 2 ? buffers : 0);
+    place_grad_sums(placer, s, dims.formats.grad, sums.dp_shards / dp);
     s.work = model_views(s.params, config, [](const Param& p) { return p.work; });
     s.grads = model_views(s.params, config, [](const Param& p) {
         return Scaled{p.shard_grad, {}};

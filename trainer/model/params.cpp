@@ -7,7 +7,6 @@
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
 #include "kernels/rope.h"
-#include "parallel/collectives.h"
 
 namespace stoa {
 
@@ -30,9 +29,6 @@ StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad
             .logical_cols = p->global_shape[1]};
 }
 
-namespace {
-
-// Rows [begin, ...) of all rows of work, from masters of the same rows.
 void store_work(const Param& p, std::int64_t begin, ConstTensorView master, const Exec& exec) {
     const std::int64_t count = master.shape[0];
     const TensorView work = p.work.data.slice_rows(begin, count);
@@ -42,6 +38,8 @@ void store_work(const Param& p, std::int64_t begin, ConstTensorView master, cons
     quantize({.codes = work, .scale = p.work.scale.slice_rows(first, blocks), .x = master}, exec);
 }
 
+namespace {
+
 // Every dp rank makes all rows and keeps its own masters; so nobody needs to send any.
 void init_matrix(const Param& p, std::uint64_t seed, const Exec& exec) {
     const DType drawn = p.master.dtype == DType::fp24 ? DType::fp32 : p.master.dtype;
@@ -49,6 +47,8 @@ void init_matrix(const Param& p, std::uint64_t seed, const Exec& exec) {
     const Tensor stored(wide.view.shape, p.master.dtype);
     for (std::int64_t begin = 0; begin < p.local_rows; begin += kQuantBlock) {
         const std::int64_t count = std::min(kQuantBlock, p.local_rows - begin);
+        const std::int64_t mine = begin - p.mine.begin;
+        if (p.gathered && (mine < 0 || mine >= p.mine.count)) continue;
         const TensorView x = wide.view.slice_rows(0, count), y = stored.view.slice_rows(0, count);
         random_normal({.x = x,
                        .key = p.key(seed),
@@ -59,8 +59,7 @@ void init_matrix(const Param& p, std::uint64_t seed, const Exec& exec) {
                        .logical_cols = p.global_shape[1]},
                       exec);
         cast(y, x, exec);
-        store_work(p, begin, y, exec);
-        const std::int64_t mine = begin - p.mine.begin;
+        if (!p.gathered) store_work(p, begin, y, exec);
         if (mine >= 0 && mine < p.mine.count)
             std::copy_n(y.data, y.bytes(), p.master.slice_rows(mine, count).data);
     }
@@ -114,25 +113,8 @@ void zero_added_grads(ModelState& state, const Exec& exec) {
 }
 
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec) {
-    if (p.format == p.master.dtype || count == 0) return;
+    if (p.gathered || p.format == p.master.dtype || count == 0) return;
     store_work(p, p.mine.begin + begin, p.master.slice_rows(begin, count), exec);
-}
-
-void gather_work(const ModelState& state, const Communicator& dp) {
-    if (dp.size() == 1) return;
-    for (const Param& p : state.params)
-        for (const OwnedRows& o : p.owners) {  // dp: each owner's rows, in the working format
-            broadcast(p.work.data.slice_rows(o.begin, o.count), o.dp_rank, dp);
-            if (p.work.scale.empty()) continue;
-            const std::int64_t blocks = (o.count + kQuantBlock - 1) / kQuantBlock;
-            broadcast(p.work.scale.slice_rows(o.begin / kQuantBlock, blocks), o.dp_rank, dp);
-        }
-}
-
-void refresh_work(ModelState& state, const Communicator& dp, const Exec& exec) {
-    for (const Param& p : state.params)
-        if (!p.is_norm()) refresh_work_rows(p, 0, p.mine.count, exec);
-    gather_work(state, dp);
 }
 
 std::vector<TensorShard> checkpoint_shards(const ModelState& state) {

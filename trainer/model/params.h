@@ -11,7 +11,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/core/exec.h"
 #include "kernels/core/rounding.h"
-#include "parallel/communicator.h"
+#include "parallel/comm_queue.h"
 #include "parallel/shard.h"
 
 namespace stoa {
@@ -76,24 +76,37 @@ struct Param {
     /// Who updates which rows, in order; nobody where each dp rank updates all (norms, zero: 0).
     std::vector<OwnedRows> owners;
     OwnedRows mine;
-    TensorView master;      // the rows that are mine, as m and v
+    TensorView master;      // the rows that are mine, as grad, m and v
     TensorView shard_grad;  // what backward writes: of the dp shard at hand, on this rank
     TensorView grad;        // what the optimizer reads: summed over shards and ranks
-    Scaled work, m, v;      // work (all rows) holds the master where the formats agree
+    /// work (all rows) holds the master where the formats agree; where it is `gathered` (zero: 3),
+    /// in a buffer that blocks share, only between await_block and the use of another block.
+    Scaled work, m, v;
+    bool gathered = false;
     bool is_norm() const { return init_std == 0.0; }
     std::int64_t row_begin() const { return cut == TpCut::rows ? range.begin : 0; }
     std::int64_t col_begin() const { return cut == TpCut::cols ? range.begin : 0; }
     std::uint64_t key(std::uint64_t seed) const;  // of its random streams
 };
 
+/// What data parallel sums and gathers at once: the matrices of a block, the embedding, the output
+/// matrix. Buffers are shared between blocks; -1: the unit has its own place.
+struct Unit {
+    std::size_t first = 0, count = 0;  // params
+    std::int64_t grad_buffer = -1, work_buffer = -1;
+    CommQueue::Ticket grad_ticket = 0, work_ticket = 0;  // of its last job (dp_traffic.h)
+};
+
 /// Everything that lives as long as the run, in one arena: masters, working copies, gradients,
 /// moments.
 struct ModelState {
     std::vector<Param> params;
+    std::vector<Unit> units;  // unit l < n_layers is block l
     Weights work, grads;
-    /// What data parallel sums, of one dp shard: gradients of the norms (wide) and of the matrices,
-    /// each kind flat; and the sums over the shards, the same memory where a rank has one shard.
-    TensorView norm_grads, matrix_grads, norm_sums, matrix_sums;
+    std::vector<std::int64_t> gathered;  // the block in each work buffer; -1: none
+    /// What backward writes, flat: gradients of the norms (wide), and of the matrices (zero: 0, 1).
+    TensorView norm_grads, matrix_grads;
+    TensorView norm_sums;  // over the dp shards; the same memory where a rank has one shard
     /// The head of norm_sums: gradients of q/k norm weights by head, (heads, head_dim) per weight.
     /// They are replicated, but each tp rank sees only its own heads; the rest is zero.
     TensorView head_sums;
@@ -122,14 +135,12 @@ StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad
 /// mesh), zeroes moments, fills the rope table and the working copies.
 void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec);
 
-/// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128; rows of other dp ranks come
-/// from them. comm: per owner of a parameter's rows one broadcast(dp), two of 8-bit ones
-void refresh_work(ModelState& state, const Communicator& dp, const Exec& exec);
-/// The first half for rows [begin, begin + count) of those that are this rank's; begin is a
-/// multiple of 128. Nothing to do where both are one tensor.
+/// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128: rows [begin, begin + count) of
+/// those that are this rank's; begin is a multiple of 128. Nothing to do where both are one tensor,
+/// or work is gathered.
 void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, const Exec& exec);
-/// The second half. comm: as refresh_work
-void gather_work(const ModelState& state, const Communicator& dp);
+/// Rows [begin, ...) of all rows of work, from masters of these rows.
+void store_work(const Param& p, std::int64_t begin, ConstTensorView master, const Exec& exec);
 void zero_grads(ModelState& state, const Exec& exec);
 /// The gradients of q/k norm weights from those by head, in the order of the heads.
 void fold_head_grads(ModelState& state);

@@ -7,6 +7,7 @@
 #include "kernels/rms_norm.h"
 #include "parallel/collectives.h"
 #include "trainer/model/block.h"
+#include "trainer/model/dp_traffic.h"
 
 namespace stoa {
 namespace {
@@ -103,7 +104,8 @@ void load_micro_batch(TrainState& s, const MicroBatch& mb) {
     }
 }
 
-void model_forward(TrainState& s, const Communicator& tp, const Exec& exec) {
+void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
+    const Communicator& tp = mesh.tp;
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
     BlockContext context = block_context(s, tp, exec);
@@ -115,6 +117,7 @@ void model_forward(TrainState& s, const Communicator& tp, const Exec& exec) {
         context.layer = static_cast<std::int64_t>(l);
         context.nonfinite = flag(a, 0, l);
         context.loss = loss_of(s, 0, l);
+        await_block(s.model, context.layer, context.layer + 1, mesh, exec);  // dp, zero: 3
         block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
     }
     rms_norm_forward({.y = a.h_final,
@@ -125,11 +128,13 @@ void model_forward(TrainState& s, const Communicator& tp, const Exec& exec) {
                      exec);
 }
 
-void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
+void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
+    const Communicator& tp = mesh.tp;
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
     const Weights& g = s.model.grads;
     BlockContext context = block_context(s, tp, exec);
+    const bool ends_shard = s.shard_micro_batch + 1 == s.dims.shard_micro_batches;
     const TensorView d_h = a.scratch.stream;  // (rows, d_model): of h_final, left by the loss
     all_reduce(d_h, ReduceOp::sum, tp,
                exec.stream);  // tp: each rank saw its part of the vocabulary
@@ -145,14 +150,19 @@ void model_backward(TrainState& s, const Communicator& tp, const Exec& exec) {
         context.nonfinite = flag(a, 1, l);
         context.loss = {};  // a recomputed forward has been sampled already
         inject(s.injection, context.layer, a.d_x);
+        await_block(s.model, context.layer, context.layer - 1, mesh, exec);  // dp, zero: 3
+        await_grad_room(s.model, l, mesh);                                   // dp
         if (s.dims.recompute[l] == Recompute::full)
             block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
         if (s.dims.recompute[l] == Recompute::selective)
             block_recompute(context, w.blocks[l], a.saved[l], a.x[l]);
         context.loss = loss_of(s, 1, l);
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
+        if (ends_shard) start_grad_sum(s.model, l, s.shard > 0, mesh, exec);  // dp
     }
     embedding_gradient(s, exec);
+    for (std::size_t u = w.blocks.size(); ends_shard && u < s.model.units.size(); ++u)
+        start_grad_sum(s.model, u, s.shard > 0, mesh, exec);  // dp: embedding, output matrix
 }
 
 }  // namespace stoa

@@ -2,7 +2,7 @@
 #include "configs/run_config.h"
 #include "data/token_loader.h"
 #include "kernels/core/exec.h"
-#include "parallel/communicator.h"
+#include "parallel/mesh.h"
 #include "trainer/loss_scale.h"
 #include "trainer/model/activations.h"
 #include "trainer/model/params.h"
@@ -31,6 +31,7 @@ struct TrainState {
     PolicyState policy;
     SpikeGuard guard;
     bool sampling = false;               // this step measures what 8 bits lose, for the policy
+    std::int64_t shard = 0;              // of this rank's dp shards: the first overwrites sums
     std::int64_t shard_micro_batch = 0;  // of its dp shard: the first overwrites gradients
     GradPass grad_pass;                  // what bf16 gradients draw their rounding from
     Injection injection;                 // fault tests only
@@ -46,12 +47,14 @@ void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq
 void load_micro_batch(TrainState& s, const MicroBatch& mb);
 
 /// Tokens to h_final.
-/// comm: all_reduce(tp) of the embedding, then per block as block_forward
-void model_forward(TrainState& s, const Communicator& tp, const Exec& exec);
+/// comm: all_reduce(tp) of the embedding, then per block as block_forward; dp as await_block
+void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec);
 
 /// Gradient of h_final (loss_forward_backward left it in the scratch) to gradients, which are added
 /// to s.model.grads, or in a shard's first micro-batch written there (norm gains and embedding:
-/// added). comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute)
-void model_backward(TrainState& s, const Communicator& tp, const Exec& exec);
+/// added). In a shard's last micro-batch the sums over dp start, block by block.
+/// comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute); dp as await_block
+///       and start_grad_sum
+void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec);
 
 }  // namespace stoa
