@@ -184,6 +184,18 @@ void check_determinism(const RunConfig& c, Rules& rules) {
                   fmt::format("nearest: {}", multiples_around(c.batch.global_batch, unit)));
 }
 
+// Sequence parallel cuts every sequence into the segments of the sums (trainer/model/sequence.h).
+void check_sequence(const RunConfig& c, Rules& rules) {
+    if (!c.parallel.sequence) return;
+    const std::int64_t segments = virtual_mesh(c, 1, c.parallel.tp).tp_chunks;
+    for (const StageConfig& s : c.stages)
+        rules.require(s.seq_len % segments == 0, {"parallel.tp", "stages." + s.name + ".seq_len"},
+                      fmt::format("parallel.tp: sequence cuts every sequence in {}, and stage '{}' "
+                                  "has a seq_len of {}",
+                                  segments, s.name, s.seq_len),
+                      fmt::format("nearest: {}", multiples_around(s.seq_len, segments)));
+}
+
 // Sharded gradients leave with their micro-batch.
 void check_zero(const RunConfig& c, Rules& rules) {
     const ParallelConfig& p = c.parallel;
@@ -321,6 +333,7 @@ void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<P
     check_batch(config, rules);
     check_determinism(config, rules);
     check_zero(config, rules);
+    check_sequence(config, rules);
     check_stages(config, rules);
     check_sources(config, rules);
     check_schedule(config, rules);
@@ -358,6 +371,7 @@ RunConfig resolve_for_world(RunConfig config, int world_size) {
         check_batch(config, rules);
         check_determinism(config, rules);
         check_zero(config, rules);
+        check_sequence(config, rules);
         if (problems.empty())
             config.batch.grad_accum = config.batch.global_batch / (config.batch.micro_batch * dp);
     }

@@ -173,14 +173,24 @@ struct Reader {
         }
         return true;
     }
-    bool read(const ConfigNode& node, ZeroField f) {
+    // A number, and perhaps a word behind it.
+    bool read_with_word(const ConfigNode& node, std::int64_t* number, const std::string& word,
+                        bool& has_word) {
         if (!need_scalar(node)) return false;
-        const std::string& text = node.text;
-        const std::string number = text.substr(0, text.find(' '));
-        if (text.size() > number.size() && text.substr(number.size()) != " blocking")
-            return refuse(node, "expected " + type_text(row) + " (1 blocking)");
-        *f.overlap = text.size() == number.size();
-        return read({node.kind, node.place, number, {}, {}}, f.level);
+        const std::string first = node.text.substr(0, node.text.find(' '));
+        has_word = node.text.size() > first.size();
+        if (has_word && node.text.substr(first.size()) != " " + word)
+            return refuse(node, fmt::format("expected {} (2 {})", type_text(row), word));
+        return read({node.kind, node.place, first, {}, {}}, number);
+    }
+    bool read(const ConfigNode& node, TpField f) {
+        return read_with_word(node, f.ranks, "sequence", *f.sequence);
+    }
+    bool read(const ConfigNode& node, ZeroField f) {
+        bool blocking = false;
+        const bool good = read_with_word(node, f.level, "blocking", blocking);
+        *f.overlap = !blocking;
+        return good;
     }
     bool read(const ConfigNode& node, DeterminismField f) {
         if (!need_scalar(node)) return false;
@@ -321,6 +331,7 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                     s += " " + range;
                 return s;
             },
+            [](TpField f) { return fmt::format("{}{}", *f.ranks, *f.sequence ? " sequence" : ""); },
             [](ZeroField f) {
                 return fmt::format("{}{}", *f.level, *f.overlap ? "" : " blocking");
             },
@@ -372,6 +383,7 @@ std::string type_text(const KeyRow& row) {
             [](BetasField) -> std::string { return "a list of two numbers"; },
             [](WarmupField) -> std::string { return "a percentage or tokens"; },
             [](RecomputeField) { return joined(words_of(Recompute{})) + ", and blocks"; },
+            [](TpField) -> std::string { return "a whole number, and sequence"; },
             [](ZeroField) -> std::string { return "0, 1, 2 or 3, and blocking"; },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration"; },

@@ -39,7 +39,7 @@ const std::vector<KeyRow>& key_rows() {
         {"model.init_std", "", above(0, 10), plain, "standard deviation of the initial weights", [](T t) -> F { return &t.run->model.init_std; }},
 
         {"parallel.dp", "", between(0, 1 << 20), automatic, "data-parallel replicas; auto: ranks / tp", [](T t) -> F { return &t.run->parallel.dp; }},
-        {"parallel.tp", "", between(1, 1024), plain, "ranks that share each layer (tensor parallel)", [](T t) -> F { return &t.run->parallel.tp; }},
+        {"parallel.tp", "", between(1, 1024), plain, "ranks that share each layer (tensor parallel); 2 sequence: they share out the rows of the residual stream and the norms, too", [](T t) -> F { return TpField{&t.run->parallel.tp, &t.run->parallel.sequence}; }},
         {"parallel.zero", "", between(0, 3), plain, "what data-parallel ranks share out: 1 masters and moments (ZeRO-1), 2 gradients, too, 3 the blocks' weights, too (FSDP), 0 nothing; 1 blocking: without a thread that communicates beside the computation", [](T t) -> F { return ZeroField{&t.run->parallel.zero, &t.run->parallel.overlap}; }},
         {"parallel.recompute", "", kAny, plain, "what backward computes again instead of keeping it: selective: norms and SwiGLU; full: the whole block; of some blocks only: full 0-3 7", [](T t) -> F { return RecomputeField{&t.run->parallel.recompute, &t.run->parallel.recompute_layers}; }},
         {"parallel.threads", "", between(0, 4096), automatic, "threads of each CPU rank; auto: the machine's cores / its ranks", [](T t) -> F { return &t.run->parallel.threads; }},

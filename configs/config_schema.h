@@ -35,6 +35,10 @@ struct RecomputeField {
     Recompute* policy;
     std::vector<std::string>* layers;  // "0-3", "7"; empty: all
 };
+struct TpField {
+    std::int64_t* ranks;
+    bool* sequence;
+};
 struct ZeroField {
     std::int64_t* level;
     bool* overlap;
@@ -49,8 +53,8 @@ struct FractionField {
 using ConfigField =
     std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
                  BetasField, WarmupField, IntervalField, DeterminismField, RecomputeField,
-                 ZeroField, std::vector<std::string>*, std::map<std::string, double>*, Recompute*,
-                 Recipe*, Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
+                 ZeroField, TpField, std::vector<std::string>*, std::map<std::string, double>*,
+                 Recompute*, Recipe*, Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
 
 struct KeyRange {
     double low = -std::numeric_limits<double>::infinity();

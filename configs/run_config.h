@@ -43,6 +43,7 @@ struct ModelConfig {
 struct ParallelConfig {
     std::int64_t dp = 0;  // 0 = auto: world_size / tp
     std::int64_t tp = 1;
+    bool sequence = false;  // "2 sequence": tp ranks share out the rows between their products
     Recompute recompute = Recompute::none;
     std::vector<std::string> recompute_layers;  // "0-3", "7": where it applies; empty = everywhere
     // What dp ranks share out, each part with the ones before: 1 masters and moments (ZeRO-1), 2

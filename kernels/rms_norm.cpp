@@ -24,6 +24,9 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
     require_numel(args.weight, x.cols(), "rms_norm: weight");
     require(args.d_weight.numel() > 0 && args.d_weight.numel() % x.cols() == 0,
             "rms_norm: d_weight", "(d) or (groups, d)", args.d_weight.shape.str());
+    require(args.segment_rows == 0 ||
+                args.segment_rows * (args.d_weight.numel() / x.cols()) == x.rows(),
+            "rms_norm: segment_rows", "rows / groups", std::to_string(args.segment_rows));
     require_numel(args.rstd, x.rows(), "rms_norm: rstd");
     require_dtype(args.d_x, x.dtype, "rms_norm: d_x");
     require(args.d_y.dtype == x.dtype || args.d_y.dtype == wide_dtype(x.dtype),

@@ -15,15 +15,17 @@ struct RmsNormArgs {
 };
 void rms_norm_forward(const RmsNormArgs& args, const Exec& exec);
 
-/// With g = d_y * weight:  d_x (+)= rstd * (g - x * rstd^2 * mean(g * x));  d_weight += sum_rows
-/// d_y * x * rstd, in the order of the rows shapes: as forward; d_weight (d), or (groups, d): row r
-/// adds to group r % groups (the heads of a q or k norm, apart) dtype:  d_x, x alike; d_y that of x
-/// or Wide; weight, rstd, d_weight Wide `accumulate`: d_x += (the residual stream), else d_x = d_x
-/// may be d_y when not accumulating
+/// With g = d_y * weight:  d_x (+)= rstd * (g - x * rstd^2 * mean(g * x));
+///                         d_weight += sum_rows d_y * x * rstd, in the order of the rows
+/// shapes: as forward; d_weight (d), or (groups, d) for sums apart: row r adds to group r % groups
+///         (the heads of a q or k norm), or with segment_rows to group r / segment_rows
+/// dtype:  d_x, x alike; d_y that of x or Wide; weight, rstd, d_weight Wide
+/// `accumulate`: d_x += (the residual stream), else d_x =; d_x may be d_y when not accumulating
 struct RmsNormBackwardArgs {
     TensorView d_x, d_weight;
     ConstTensorView d_y, x, weight, rstd;
     bool accumulate = false;
+    std::int64_t segment_rows = 0;
 };
 void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec);
 

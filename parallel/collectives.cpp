@@ -98,8 +98,8 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
                           .actual = dtype_name(total.dtype)});
 }
 
-void reduce_scatter(std::span<const PartSum> parts, bool add, const Communicator& comm,
-                    Stream stream) {
+void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
+                    const Communicator& comm, Stream stream) {
     if (parts.empty()) return;
     if (comm.size() == 1) {
         for (const PartSum& p : parts)
@@ -117,9 +117,9 @@ void reduce_scatter(std::span<const PartSum> parts, bool add, const Communicator
     const bool known = for_summed_dtype(dtype, [&]<class T>(T) {
         if constexpr (!std::is_same_v<T, double>) {
             if (comm.shared_memory() != nullptr)
-                return comm.shared_memory()->sum_parts<T>(parts, add);
+                return comm.shared_memory()->sum_parts<T>(parts, order, add);
         }
-        message_sum_parts<T>(parts, add, comm);
+        message_sum_parts<T>(parts, order, add, comm);
     });
     if (!known)
         throw ShapeError({.what = "reduce_scatter",

@@ -10,6 +10,7 @@
 #include "parallel/comm_timer.h"
 #include "parallel/communicator.h"
 #include "parallel/owned_parts.h"
+#include "parallel/rank_sum.h"
 
 namespace stoa {
 
@@ -30,11 +31,11 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stre
 void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
                Stream stream);
 
-/// Each part's owner gets chain_sum(total, add, values) of it.
+/// Each part's owner gets the sum of it in `order`; a chain goes on from total where `add`.
 /// dtype: fp32 | fp64 | bf16, one for all parts     errors: CollectiveError
 /// comm: shared_memory.h on one machine, else message_parts.h
-void reduce_scatter(std::span<const PartSum> parts, bool add, const Communicator& comm,
-                    Stream stream);
+void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
+                    const Communicator& comm, Stream stream);
 
 /// Every rank gets the owners' parts.     dtype: any     comm, errors: as reduce_scatter
 void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream stream);

@@ -20,7 +20,8 @@ struct Slots {
 }  // namespace
 
 template <class T>
-void message_sum_parts(std::span<const PartSum> parts, bool add, const Communicator& comm) {
+void message_sum_parts(std::span<const PartSum> parts, SumOrder order, bool add,
+                       const Communicator& comm) {
     constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
     const auto ranks = static_cast<std::size_t>(comm.size()),
                me = static_cast<std::size_t>(comm.rank());
@@ -52,14 +53,17 @@ void message_sum_parts(std::span<const PartSum> parts, bool add, const Communica
                     return r == comm.rank() ? mine + i : got.data() + r * slot + run.slot_begin + i;
                 };
                 sum_of_ranks<T>(total + i, at, comm.size(), std::min(kSumStrip, run.count - i),
-                                SumOrder::chain, add ? total + i : nullptr);
+                                order, add ? total + i : nullptr);
             }
         });
     }
 }
-template void message_sum_parts<float>(std::span<const PartSum>, bool, const Communicator&);
-template void message_sum_parts<double>(std::span<const PartSum>, bool, const Communicator&);
-template void message_sum_parts<bf16>(std::span<const PartSum>, bool, const Communicator&);
+template void message_sum_parts<float>(std::span<const PartSum>, SumOrder, bool,
+                                       const Communicator&);
+template void message_sum_parts<double>(std::span<const PartSum>, SumOrder, bool,
+                                        const Communicator&);
+template void message_sum_parts<bf16>(std::span<const PartSum>, SumOrder, bool,
+                                      const Communicator&);
 
 void message_gather_parts(std::span<const PartCopy> parts, const Communicator& comm) {
     const auto ranks = static_cast<std::size_t>(comm.size()),

@@ -34,10 +34,10 @@ public:
     template <class T>
     void sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add);
 
-    /// Owners' total = the chain over the ranks' values, from total on where `add`; total may be
-    /// values. comm: one meeting per kChunkBytes
+    /// Owners' total = the sum of the ranks' values, a chain from total on where `add`; total may
+    /// be values. comm: one meeting per kChunkBytes
     template <class T>
-    void sum_parts(std::span<const PartSum> parts, bool add);
+    void sum_parts(std::span<const PartSum> parts, SumOrder order, bool add);
     /// comm: one meeting per kChunkBytes of one owner
     void gather_parts(std::span<const PartCopy> parts);
 

@@ -7,7 +7,7 @@
 namespace stoa {
 
 template <class T>
-void SharedMemory::sum_parts(std::span<const PartSum> parts, bool add) {
+void SharedMemory::sum_parts(std::span<const PartSum> parts, SumOrder order, bool add) {
     const std::size_t ranks = parts_.size();
     const std::int64_t slot = std::max<std::int64_t>(
         1, kChunkBytes / static_cast<std::int64_t>(sizeof(T) * ranks));  // of one owner
@@ -36,14 +36,13 @@ void SharedMemory::sum_parts(std::span<const PartSum> parts, bool add) {
                                       : parts_of<T>(r) + slot_of(rank_) + run.slot_begin + i;
                 };
                 sum_of_ranks(total + i, at, static_cast<std::int64_t>(ranks),
-                             std::min(kSumStrip, run.count - i), SumOrder::chain,
-                             add ? total + i : nullptr);
+                             std::min(kSumStrip, run.count - i), order, add ? total + i : nullptr);
             }
         });
     }
 }
-template void SharedMemory::sum_parts<float>(std::span<const PartSum>, bool);
-template void SharedMemory::sum_parts<bf16>(std::span<const PartSum>, bool);
+template void SharedMemory::sum_parts<float>(std::span<const PartSum>, SumOrder, bool);
+template void SharedMemory::sum_parts<bf16>(std::span<const PartSum>, SumOrder, bool);
 
 void SharedMemory::gather_parts(std::span<const PartCopy> parts) {
     auto walks = walks_by_owner(parts, parts_.size());

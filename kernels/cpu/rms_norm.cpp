@@ -48,7 +48,8 @@ void backward_rows(const RmsNormBackwardArgs& args) {
     const std::int64_t groups = args.d_weight.numel() / d;
     const auto add_d_weight = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = 0; r < rows; ++r) {
-            W* const sum = d_weight + r % groups * d;
+            const std::int64_t group = args.segment_rows > 0 ? r / args.segment_rows : r % groups;
+            W* const sum = d_weight + group * d;
             for (std::int64_t c = begin; c < end; ++c)
                 sum[c] += widen(d_y[r * d + c]) * widen(x[r * d + c]) * rstds[r];
         }

@@ -1,9 +1,9 @@
 // The same bits on every mesh: SHA-256 of masters, Adam's moments and scales after 50 steps on
 // (dp,tp) = (1,1), (2,1), (1,2), (2,2), (4,1), (1,4), (4,2), in fp32 and r30, with micro-batches of
-// 1, 2 and 4, with and without recompute, ZeRO-1 to 3, overlap, tied and untied embeddings, an odd
-// vocabulary, other numbers of threads; and loss and gradient norm of every step. Between whom sums
-// are added is
-// `elastic 4x4`; with `fast` the hashes must differ, or the program compares nothing.
+// 1, 2 and 4, with and without recompute, ZeRO-1 to 3, overlap, sequence parallel, tied and untied
+// embeddings, an odd vocabulary, other numbers of threads; and loss and gradient norm of every
+// step. Between whom sums are added is `elastic 4x4`; with `fast` the hashes must differ, or the
+// program compares nothing.
 //   mesh_bits [--quick]      The program starts itself under mpirun for every mesh.
 #include <fmt/format.h>
 #include <mpi.h>
@@ -32,18 +32,20 @@ struct Case {
     int threads = 1;
     int zero = 1;
     bool overlap = true;
+    bool sequence = false;
     std::string text() const {
-        return fmt::format("{} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
+        return fmt::format("{} {} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
                            static_cast<int>(recipe), static_cast<int>(recompute), int{tied},
-                           int{fast}, threads, zero, int{overlap});
+                           int{fast}, threads, zero, int{overlap}, int{sequence});
     }
     std::string subject() const {  // what must have one hash
         return fmt::format("{}{}", recipe_name(recipe), tied ? "" : " untied");
     }
     std::string name() const {
-        return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}{}", subject(),
-                           dp, tp, micro_batch, static_cast<int>(recompute), threads, zero,
-                           overlap ? "" : " blocking", fast ? " fast" : "");
+        return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}{}{}",
+                           subject(), dp, tp, micro_batch, static_cast<int>(recompute), threads,
+                           zero, overlap ? "" : " blocking", sequence ? " sequence" : "",
+                           fast ? " fast" : "");
     }
 };
 
@@ -54,7 +56,8 @@ TinyOptions options_of(const Case& c) {
                   .recipe = c.recipe,
                   .global_batch = 16,
                   .zero = c.zero,
-                  .overlap = c.overlap};
+                  .overlap = c.overlap,
+                  .sequence = c.sequence};
     if (c.recipe != Recipe::fp32) {  // sizes that fp8 and four tp ranks can take
         o.whole_blocks = true;
         o.head_dim = 64;
@@ -79,11 +82,12 @@ int rank_main(int argc, char** argv) {
                  .fast = arg(6) != 0,
                  .threads = static_cast<int>(arg(7)),
                  .zero = static_cast<int>(arg(8)),
-                 .overlap = arg(9) != 0};
+                 .overlap = arg(9) != 0,
+                 .sequence = arg(10) != 0};
     Mesh mesh = make_mesh(c.dp, c.tp, c.overlap);
     set_cpu_threads(c.threads);
     TrainState s;
-    const Trace t = tiny_run(options_of(c), mesh, arg(10), &s);
+    const Trace t = tiny_run(options_of(c), mesh, arg(11), &s);
     const std::string hash = state_hash(s, mesh);
     if (mesh.world.rank() == 0)
         fmt::print("TRACE {}\n",
@@ -140,6 +144,23 @@ std::vector<Case> cases_of(bool quick) {
                          .zero = zero,
                          .overlap = overlap});
                 }
+    // Sequence parallel, with all of it.
+    for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
+        for (const auto& [dp, tp] : kMeshes)
+            for (const std::int64_t micro_batch : {4, 2, 1}) {
+                if (tp == 1) continue;
+                if (quick && (micro_batch + dp) % 3 != 0) continue;
+                cases.push_back({.dp = dp,
+                                 .tp = tp,
+                                 .micro_batch = micro_batch,
+                                 .recipe = recipe,
+                                 .recompute = micro_batch == 4   ? Recompute::none
+                                              : micro_batch == 2 ? Recompute::selective
+                                                                 : Recompute::full,
+                                 .tied = recipe != Recipe::fp32 || micro_batch > 1,
+                                 .zero = micro_batch == 4 ? 3 : 1,
+                                 .sequence = true});
+            }
     for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
         cases.push_back(
             {.micro_batch = 2, .recipe = recipe, .recompute = Recompute::selective, .threads = 3});

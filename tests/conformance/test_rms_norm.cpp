@@ -141,6 +141,43 @@ TEST_CASE("rms_norm_backward keeps the gains' gradients of groups apart") {
     }
 }
 
+TEST_CASE("rms_norm_backward keeps the gains' gradients of segments apart") {
+    constexpr std::int64_t kRows = 12, kSegment = 4, kDim = 40;
+    const Tensor x = random_tensor({kRows, kDim}, DType::fp32, 1);
+    const Tensor w = random_tensor({kDim}, DType::fp32, 2);
+    const Tensor d_y = random_tensor({kRows, kDim}, DType::fp32, 3);
+    const Tensor y(x.view.shape, DType::fp32), rstd({kRows}, DType::fp32);
+    const Tensor d_x(x.view.shape, DType::fp32), d_w({kRows / kSegment, kDim}, DType::fp32);
+    rms_norm_forward({.y = y, .rstd = rstd, .x = x, .weight = w, .eps = kEps}, {});
+    rms_norm_backward({.d_x = d_x,
+                       .d_weight = d_w,
+                       .d_y = d_y,
+                       .x = x,
+                       .weight = w,
+                       .rstd = rstd,
+                       .segment_rows = kSegment},
+                      {});
+    for (std::int64_t s = 0; s < kRows / kSegment; ++s) {
+        Tensor x_s({kSegment, kDim}, DType::fp32), d_y_s({kSegment, kDim}, DType::fp32);
+        std::ranges::copy(to_double(x.view.slice_rows(s * kSegment, kSegment)),
+                          x_s.as<float>().begin());
+        std::ranges::copy(to_double(d_y.view.slice_rows(s * kSegment, kSegment)),
+                          d_y_s.as<float>().begin());
+        const Tensor zero_x({kSegment, kDim}, DType::fp32), zero_w({kDim}, DType::fp32);
+        const Backward alone = run_backward(x_s, w, d_y_s, zero_x, zero_w, false);
+        CHECK(to_double(alone.d_weight) == to_double(d_w.view.slice_rows(s, 1)));
+    }
+    CHECK_THROWS_AS(rms_norm_backward({.d_x = d_x,
+                                       .d_weight = d_w,
+                                       .d_y = d_y,
+                                       .x = x,
+                                       .weight = w,
+                                       .rstd = rstd,
+                                       .segment_rows = 5},
+                                      {}),
+                    ShapeError);
+}
+
 TEST_CASE("rms_norm gives the same bits on every instruction set") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
     const Tensor x = random_tensor({9, 211}, dtype, 1), w = random_tensor({211}, DType::fp32, 2);

@@ -218,7 +218,7 @@ TEST_CASE("reduce_scatter and all_gather make what chain_sum makes, through memo
         Parts p = make_parts(dtype, count, *comm);
         CAPTURE(dtype_name(dtype), count, add, comm->name());
         chain_sum(p.whole, add, p.values, *comm, {});
-        reduce_scatter(p.sums, add, *comm, {});
+        reduce_scatter(p.sums, SumOrder::chain, add, *comm, {});
         all_gather(p.copies, *comm, {});
         CHECK(std::equal(p.whole.view.data, p.whole.view.data + p.whole.view.bytes(),
                          p.total.view.data));

@@ -27,6 +27,7 @@ struct TinyOptions {
     Determinism determinism = Determinism::automatic;
     std::int64_t zero = 1;
     bool overlap = true;
+    bool sequence = false;
 };
 
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
@@ -47,6 +48,7 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
     }
     c.parallel = {.dp = dp,
                   .tp = tp,
+                  .sequence = o.sequence,
                   .recompute = o.recompute,
                   .zero = o.zero,
                   .overlap = o.overlap,

@@ -19,6 +19,7 @@ constexpr std::size_t kBatch = 64;  // prompts decoded side by side
 
 // Working memory for (batch, q_len) queries; the blocks share one BlockSaved.
 struct Workspace {
+    LocalDims dims;  // rows are few: nobody shares them out
     Buffer memory;
     Activations acts;
 };
@@ -26,11 +27,12 @@ Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q
     LocalDims dims = s.dims;
     for (Recompute& r : dims.recompute)
         r = Recompute::full;
+    dims.row_ranks = 1;
     Placer list;
     layout_activations(list, s.config, dims, batch, q_len);
-    Workspace w{.memory = Buffer(list.bytes())};
+    Workspace w{.dims = dims, .memory = Buffer(list.bytes())};
     Placer placer(w.memory.data(), w.memory.bytes());
-    w.acts = layout_activations(placer, s.config, dims, batch, q_len);
+    w.acts = layout_activations(placer, s.config, w.dims, batch, q_len);
     return w;
 }
 
@@ -57,11 +59,12 @@ void store(const Tensor& cache, ConstTensorView rows, ConstTensorView positions,
 }
 
 // x[0] .. x[n_layers] of the queries in `a`, whose tokens, positions and key ranges are set.
-void trunk_forward(TrainState& s, const Activations& a, const KvCache& cache, const Mesh& mesh,
+void trunk_forward(TrainState& s, const Workspace& space, const KvCache& cache, const Mesh& mesh,
                    const Exec& exec) {
+    const Activations& a = space.acts;
     const Communicator& tp = mesh.tp;
     const Weights& w = s.model.work;
-    BlockContext context{.dims = s.dims,
+    BlockContext context{.dims = space.dims,
                          .state = s.model,
                          .norm_eps = s.config.model.norm_eps,
                          .acts = a,
@@ -171,7 +174,7 @@ std::vector<std::vector<TokenId>> generate_batch(TrainState& s,
             length[b] = static_cast<std::int64_t>(prompts[b].size());
             last[b] = static_cast<std::int64_t>(b) * longest + length[b] - 1;
         }
-        trunk_forward(s, w.acts, cache, mesh, exec);
+        trunk_forward(s, w, cache, mesh, exec);
         next = pick_tokens(s, w.acts, last, tp, exec);
     }
 
@@ -194,7 +197,7 @@ std::vector<std::vector<TokenId>> generate_batch(TrainState& s,
             w.acts.key_begin.as<std::int32_t>()[b] = 0;
             w.acts.key_end.as<std::int32_t>()[b] = at + 1;
         }
-        trunk_forward(s, w.acts, cache, mesh, exec);
+        trunk_forward(s, w, cache, mesh, exec);
         next = pick_tokens(s, w.acts, last, tp, exec);
     }
     pass_for_others(s, mesh, exec);

@@ -47,7 +47,7 @@ BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d, 
         s.act = scaled("act", d.d_ff, QuantBlocks::column);
     }
     if (!parts.kept) return s;
-    s.rstd1 = stat("rstd1", rows);
+    s.rstd1 = stat("rstd1", rows / d.row_ranks);
     s.q_pre = attn("q_pre", d.q_cols());
     s.k_pre = attn("k_pre", d.kv_cols());
     s.rstd_q = stat("rstd_q", rows * d.n_heads);
@@ -55,8 +55,8 @@ BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d, 
     s.v = attn("v", d.kv_cols());
     s.attn = attn("attn", d.q_cols());
     s.lse = p.place(name + "lse", {micro_batch, d.n_heads, seq_len}, d.formats.wide, life);
-    s.x_mid = p.place(name + "x_mid", {rows, d.d_model}, d.formats.residual, life);
-    s.rstd2 = stat("rstd2", rows);
+    s.x_mid = p.place(name + "x_mid", {rows / d.row_ranks, d.d_model}, d.formats.residual, life);
+    s.rstd2 = stat("rstd2", rows / d.row_ranks);
     s.gate = scaled("gate", d.d_ff, QuantBlocks::row);
     s.up = scaled("up", d.d_ff, QuantBlocks::row);
     return s;
@@ -85,6 +85,7 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
                    .d_v = place("d_v", rows, d.kv_cols(), f.attention)};
     for (std::int64_t n = d.chunks; n > 1; n = tree_half(n))
         s.tree.push_back(place("tree", rows, d.d_model, f.wide));
+    if (d.row_ranks > 1) s.whole = place("whole", rows, d.d_model, f.residual);
     const auto uses = [&](DType t) { return std::ranges::find(d.ffn, t) != d.ffn.end(); };
     const bool fp8 = uses(DType::e4m3);
     // Without 8-bit layers the forward writes its operands in place, and gradients are 16-bit. The
@@ -152,23 +153,29 @@ std::vector<BlockSaved> layout_blocks(Placer& p, const LocalDims& d, std::int64_
 Activations layout_activations(Placer& p, const RunConfig& config, const LocalDims& d,
                                std::int64_t micro_batch, std::int64_t seq_len) {
     const std::int64_t rows = micro_batch * seq_len, chunk = std::min(rows, kLossChunk);
+    const std::int64_t own = rows / d.row_ranks;
     const Lifetime mb = Lifetime::micro_batch;
     const auto n_layers = config.model.n_layers;
     const DType wide = d.formats.wide, residual = d.formats.residual;
     Activations a{.micro_batch = micro_batch, .seq_len = seq_len};
     for (std::int64_t l = 0; l <= n_layers; ++l)
-        a.x.push_back(p.place("x." + std::to_string(l), {rows, d.d_model}, residual, mb));
+        a.x.push_back(p.place("x." + std::to_string(l), {own, d.d_model}, residual, mb));
     a.saved = layout_blocks(p, d, micro_batch, seq_len);
     a.scratch = layout_scratch(p, d, rows);
     a.h_final = p.place("h_final", {rows, d.d_model}, residual, mb);
-    a.rstd_final = p.place("rstd_final", {rows}, wide, mb);
+    a.rstd_final = p.place("rstd_final", {own}, wide, mb);
     a.logits = p.place("logits", {chunk, d.vocab.local}, wide, Lifetime::block);
     a.row_max = p.place("row_max", {chunk}, wide, Lifetime::block);
     // exp_sum and target_logit lie together, so that one all-reduce sums both
     const TensorView sums = p.place("exp_sum+target_logit", {2, chunk}, wide, Lifetime::block);
     a.exp_sum = sums.slice_rows(0, 1).reshaped({chunk});
     a.target_logit = sums.slice_rows(1, 1).reshaped({chunk});
-    a.d_x = p.place("d_x", {rows, d.d_model}, residual, mb);
+    a.d_x = p.place("d_x", {own, d.d_model}, residual, mb);
+    // Whole sequences where the segments do not divide them: then nobody shares out rows.
+    const std::int64_t segments = seq_len % d.segments == 0 ? d.segments : 1;
+    a.norm_segments = p.place(
+        "norm_segments",
+        {d.row_ranks, 2 * n_layers + 1, micro_batch * segments / d.row_ranks, d.d_model}, wide, mb);
     if (config.model.tie_embeddings && d.elastic && d.shard_micro_batches > 1) {
         const std::int64_t shard_rows = rows * d.shard_micro_batches;
         a.shard_d_x = p.place("shard.d_x", {shard_rows, d.d_model}, residual, Lifetime::run);

@@ -7,20 +7,21 @@
 
 namespace stoa {
 
-// rows = micro_batch * seq_len throughout. Formats: "attn" is formats.attention, "ffn" the layer's
+// rows = micro_batch * seq_len throughout, own = rows / dims.row_ranks: those that this tp rank
+// keeps (trainer/model/sequence.h). Formats: "attn" is formats.attention, "ffn" the layer's
 // feed-forward format (8-bit in blocks), "res" formats.residual, "wide" formats.wide.
 
 /// What block_backward reads. `none` keeps all of it until the block's backward; `selective` keeps
 /// what matmuls and attention made, and makes h1, q, k, h2, act again from it; `full` keeps
 /// nothing, but runs the block again. What is made again lies in one copy that the layers share.
 struct BlockSaved {
-    TensorView h1, rstd1;       // (rows, d_model) attn, (rows): input norm
+    TensorView h1, rstd1;       // (rows, d_model) attn, (own): input norm
     TensorView q_pre, k_pre;    // (rows, q_cols), (rows, kv_cols) attn: before q/k norm
     TensorView rstd_q, rstd_k;  // (rows * n_heads), (rows * n_kv_heads)
     TensorView q, k, v;         // attn: q, k after norm and rope
     TensorView attn, lse;       // (rows, q_cols) attn, (micro_batch, n_heads, seq_len)
-    TensorView x_mid;           // (rows, d_model) res: residual stream between attention and FFN
-    TensorView rstd2;           // (rows): post-attention norm
+    TensorView x_mid;           // (own, d_model) res: residual stream between attention and FFN
+    TensorView rstd2;           // (own): post-attention norm
     Scaled h2;        // (rows, d_model) ffn, scaled along tokens: for the weights' gradient
     Scaled gate, up;  // (rows, d_ff) ffn, scaled along features
     Scaled act;       // (rows, d_ff) ffn, scaled along tokens
@@ -44,18 +45,21 @@ struct BlockScratch {
     Scaled d_gate_col, d_up_col;
     Scaled d_y_row, d_y_col;       // (chunk, d_model) e4m3: gradient of the FFN's output
     std::vector<TensorView> tree;  // (rows, d_model) wide: right branches of sums over chunks
+    TensorView whole;              // (rows, d_model) res: all ranks' rows of the stream or d_x
 };
 
 struct Activations {
     std::int64_t micro_batch = 0, seq_len = 0;
-    std::vector<TensorView> x;      // n_layers + 1 residual streams: x[l] enters block l
+    std::vector<TensorView> x;      // n_layers + 1 residual streams (own, d_model)
     std::vector<BlockSaved> saved;  // per layer; what is made again is the same view in all
     BlockScratch scratch;
-    TensorView h_final, rstd_final;             // (rows, d_model) res, (rows)
+    TensorView h_final, rstd_final;             // (rows, d_model) res, (own)
     TensorView logits;                          // (min(rows, kLossChunk), vocab_local) wide
     TensorView row_max, exp_sum, target_logit;  // (rows of a chunk)
-    TensorView d_x;                             // (rows, d_model) res: gradient of the stream
+    TensorView d_x;                             // (own, d_model) res: gradient of the stream
     TensorView loss_sum;                        // (1) fp64
+    // Gradients of the norm gains (input, post, input, ... final) by segment of tokens.
+    TensorView norm_segments;  // (row_ranks, 2 n_layers + 1, segments of a rank, d_model) wide
     // Of all micro-batches of a dp shard, kept for its end where the embedding is the output
     // matrix, too: then its gradient has one order, whatever the micro-batch (absent: one
     // micro-batch).

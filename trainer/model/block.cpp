@@ -8,9 +8,9 @@
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
-#include "parallel/collectives.h"
 #include "trainer/model/chunk_sum.h"
 #include "trainer/model/ffn.h"
+#include "trainer/model/sequence.h"
 
 namespace stoa {
 namespace {
@@ -80,6 +80,14 @@ View by_batch(View x, const Activations& a, std::int64_t head_dim) {
     return x.reshaped({a.micro_batch, a.seq_len, x.cols() / head_dim, head_dim});
 }
 
+// (segments, d_model) of one of the block's norms, of this rank's rows.
+TensorView norm_gradient(const BlockContext& c, std::int64_t norm) {
+    return norm_segments_of(c.acts, c.dims, c.tp, norm);
+}
+std::int64_t segment_rows(const BlockContext& c, ConstTensorView own) {
+    return own.rows() / c.acts.norm_segments.shape[2];
+}
+
 double attention_scale(const LocalDims& d) {
     return 1.0 / std::sqrt(static_cast<double>(d.head_dim));
 }
@@ -97,8 +105,13 @@ namespace {
 
 void input_norm(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                 ConstTensorView x_in) {
-    rms_norm_forward(
-        {.y = s.h1, .rstd = s.rstd1, .x = x_in, .weight = w.input_norm, .eps = c.norm_eps}, c.exec);
+    rms_norm_forward({.y = own_rows(s.h1, c.dims, c.tp),
+                      .rstd = s.rstd1,
+                      .x = x_in,
+                      .weight = w.input_norm,
+                      .eps = c.norm_eps},
+                     c.exec);
+    share_rows(s.h1, c.dims, c.tp, c.exec);  // tp, sequence
 }
 
 // q = rope(norm(q_pre)), k likewise.
@@ -152,14 +165,12 @@ void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved
                        .key_end = c.acts.key_end,
                        .scale = attention_scale(c.dims)},
                       c.exec);
-    attention_output(c, partial, s.attn, w.out);              // (rows, d_model)
-    all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: attention output
-    add(s.x_mid, x_in, partial, c.exec);
+    attention_output(c, partial, s.attn, w.out);                          // (rows, d_model)
+    add(s.x_mid, x_in, sum_rows(partial, c.dims, c.tp, c.exec), c.exec);  // tp: attention output
 
     ffn_forward(c, w, s, /*output=*/!x_out.empty());
     if (x_out.empty()) return;  // recompute: the backward needs nothing below
-    all_reduce(partial, ReduceOp::sum, c.tp, c.exec.stream);  // tp: FFN output
-    add(x_out, s.x_mid, partial, c.exec);
+    add(x_out, s.x_mid, sum_rows(partial, c.dims, c.tp, c.exec), c.exec);  // tp: FFN output
 }
 
 void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
@@ -171,21 +182,21 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
 
     // FFN: x_out = x_mid + ffn(norm(x_mid)). d_x is d_x_out and, through the residual, part of
     // d_x_mid.
-    ffn_backward(c, w, g, s, d_x);
-    all_reduce(t.stream, ReduceOp::sum, c.tp,
-               c.exec.stream);  // tp: d_h2, each rank saw its columns of d_ff
+    ffn_backward(c, w, g, s, all_rows(d_x, t.whole, d, c.tp, c.exec));  // tp, sequence
     rms_norm_backward({.d_x = d_x,
-                       .d_weight = g.post_norm,
-                       .d_y = t.stream,
+                       .d_weight = norm_gradient(c, 2 * c.layer + 1),
+                       .d_y = sum_rows(t.stream, d, c.tp, c.exec),  // tp: d_h2 of all of d_ff
                        .x = s.x_mid,
                        .weight = w.post_norm,
                        .rstd = s.rstd2,
-                       .accumulate = true},
+                       .accumulate = true,
+                       .segment_rows = segment_rows(c, s.x_mid)},
                       c.exec);
 
     // Attention: x_mid = x_in + out(attn). d_x is now d_x_mid.
-    weight_gradient(c, g.out, d_x, s.attn);
-    matmul({.c = t.d_attn, .a = d_x, .b = w.out}, c.exec);
+    const TensorView d_mid = all_rows(d_x, t.whole, d, c.tp, c.exec);  // tp, sequence
+    weight_gradient(c, g.out, d_mid, s.attn);
+    matmul({.c = t.d_attn, .a = d_mid, .b = w.out}, c.exec);
     attention_backward({.d_q = by_batch(t.d_q, c.acts, hd),
                         .d_k = by_batch(t.d_k, c.acts, hd),
                         .d_v = by_batch(t.d_v, c.acts, hd),
@@ -230,14 +241,14 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
     weight_gradient(c, g.k, t.d_k, s.h1);
     weight_gradient(c, g.v, t.d_v, s.h1);
     attention_input_gradient(c, t.stream, w);
-    all_reduce(t.stream, ReduceOp::sum, c.tp, c.exec.stream);  // tp: d_h1, each rank saw its heads
     rms_norm_backward({.d_x = d_x,
-                       .d_weight = g.input_norm,
-                       .d_y = t.stream,
+                       .d_weight = norm_gradient(c, 2 * c.layer),
+                       .d_y = sum_rows(t.stream, d, c.tp, c.exec),  // tp: d_h1 of all heads
                        .x = x_in,
                        .weight = w.input_norm,
                        .rstd = s.rstd1,
-                       .accumulate = true},
+                       .accumulate = true,
+                       .segment_rows = segment_rows(c, x_in)},
                       c.exec);
 }
 

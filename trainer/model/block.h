@@ -24,25 +24,26 @@ struct BlockContext {
 /// One pre-norm decoder block [Qwen3]:
 ///   x_mid = x_in + out_proj(attention(rope(norm(q)), rope(norm(k)), v)),  of h1 = rms_norm(x_in)
 ///   x_out = x_mid + down(silu(gate(h2)) * up(h2)),                        of h2 = rms_norm(x_mid)
-/// shapes: x_in, x_out (rows, d_model)     comm: 2 x all_reduce(tp, (rows, d_model))
-/// An empty x_out stops before the down projection: all that full recompute needs (1 x all_reduce).
+/// shapes: x_in, x_out (own rows, d_model)
+/// comm: 2 x sum_rows(tp) and share_rows(tp) of (rows, d_model) (trainer/model/sequence.h)
+/// An empty x_out stops before the down projection: all that full recompute needs (1 x sum_rows).
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out);
 
 // Its two halves, between which decoding puts the keys and values into its cache.
-/// Fills s.q, s.k, s.v (and what their backward needs) from x_in.     comm: none
+/// Fills s.q, s.k, s.v (and what their backward needs) from x_in.     comm: share_rows(tp)
 void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                ConstTensorView x_in);
 /// The rest, attending to k, v (micro_batch, k_len, n_kv_heads, head_dim).
 void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                   ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out);
 
-/// h1, q, k, h2 and act again, from what selective recompute keeps.     comm: none
+/// h1, q, k, h2 and act again, from what selective recompute keeps.     comm: 2 x share_rows(tp)
 void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                      ConstTensorView x_in);
 
 /// d_x holds the gradient of x_out on entry and of x_in on return; weight gradients are added to g.
-/// comm: 2 x all_reduce(tp, (rows, d_model))
+/// comm: 2 x all_rows(tp) and sum_rows(tp) of (rows, d_model)
 void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
                     const BlockSaved& s, ConstTensorView x_in, TensorView d_x);
 

@@ -58,7 +58,8 @@ void start_grad_sum(ModelState& s, std::size_t unit, bool add, const Mesh& mesh,
     }
     s.units[unit].grad_ticket =
         mesh.dp_queue->submit([parts = grad_parts(s, unit), add, &mesh, exec] {
-            reduce_scatter(parts, add, mesh.dp_beside, exec.stream);  // dp: owners get their sums
+            reduce_scatter(parts, SumOrder::chain, add, mesh.dp_beside,
+                           exec.stream);  // dp: owners get their sums
         });
 }
 

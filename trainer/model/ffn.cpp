@@ -8,6 +8,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/swiglu.h"
 #include "trainer/model/chunk_sum.h"
+#include "trainer/model/sequence.h"
 
 namespace stoa {
 namespace {
@@ -56,20 +57,24 @@ void multiply(const Product& p, const Exec& exec) {
 struct Chunk {
     std::int64_t begin, count;
     Scaled h2, saved_gate, saved_up, saved_act;
-    TensorView x_mid, rstd2, stream;
+    TensorView x_mid, rstd2, h, stream;
     TensorView wide_gate, wide_up, wide_act;  // scratch
 };
 Chunk chunk_at(const BlockContext& c, const BlockSaved& s, std::int64_t begin) {
     const BlockScratch& t = c.acts.scratch;
-    const std::int64_t count = std::min(kFfnChunk, s.x_mid.rows() - begin);
+    const std::int64_t count = std::min(kFfnChunk, s.h2.data.rows() - begin);
+    const bool sequence = c.dims.row_ranks > 1;  // then a chunk has no rows of its own below
     return {.begin = begin,
             .count = count,
             .h2 = rows_of(s.h2, begin, count),
             .saved_gate = rows_of(s.gate, begin, count),
             .saved_up = rows_of(s.up, begin, count),
             .saved_act = rows_of(s.act, begin, count),
-            .x_mid = s.x_mid.slice_rows(begin, count),
-            .rstd2 = s.rstd2.slice_rows(begin, count),
+            .x_mid = sequence ? TensorView{} : s.x_mid.slice_rows(begin, count),
+            .rstd2 = sequence ? TensorView{} : s.rstd2.slice_rows(begin, count),
+            .h = sequence      ? t.stream.slice_rows(begin, count)
+                 : t.h.empty() ? TensorView{}
+                               : head_rows(t.h, count),
             .stream = t.stream.slice_rows(begin, count),
             .wide_gate = head_rows(t.gate, count),
             .wide_up = head_rows(t.up, count),
@@ -88,9 +93,25 @@ void widen_to(const BlockContext& c, TensorView y, const Scaled& x) {
         cast(y, x.data, c.exec);
 }
 
+// h = norm(x_mid) of a chunk's rows, in `y`; where ranks share out rows it is there already
+// (gather_h).
 void norm(const BlockContext& c, const BlockWeights& w, const Chunk& k, TensorView y) {
+    if (c.dims.row_ranks > 1) return;
     rms_norm_forward(
         {.y = y, .rstd = k.rstd2, .x = k.x_mid, .weight = w.post_norm, .eps = c.norm_eps}, c.exec);
+}
+// Of all rows, with sequence parallel: in h2, or before 8 bits in the stream's scratch, which each
+// chunk reads before it writes its output there.
+void gather_h(const BlockContext& c, const BlockWeights& w, const BlockSaved& s) {
+    if (c.dims.row_ranks == 1) return;
+    const TensorView h = is_fp8(s.gate) ? c.acts.scratch.stream : s.h2.data;
+    rms_norm_forward({.y = own_rows(h, c.dims, c.tp),
+                      .rstd = s.rstd2,
+                      .x = s.x_mid,
+                      .weight = w.post_norm,
+                      .eps = c.norm_eps},
+                     c.exec);
+    share_rows(h, c.dims, c.tp, c.exec);  // tp
 }
 
 // For the precision policy, in the steps that take a sample.
@@ -118,7 +139,7 @@ void down(const BlockContext& c, TensorView y, const Scaled& act, const Scaled& 
 
 void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     const BlockScratch& t = c.acts.scratch;
-    const TensorView h = head_rows(t.h, k.count);
+    const TensorView h = k.h;
     const Scaled h_row = head_rows(t.h_row, k.count), act_row = head_rows(t.act_row, k.count);
     norm(c, w, k, h);
     sample_loss(c, h);
@@ -202,19 +223,21 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
 
 template <class Fn>
 void for_chunks(const BlockContext& c, const BlockSaved& s, const Fn& fn) {
-    for (std::int64_t begin = 0; begin < s.x_mid.rows(); begin += kFfnChunk)
+    for (std::int64_t begin = 0; begin < s.h2.data.rows(); begin += kFfnChunk)
         fn(chunk_at(c, s, begin));
 }
 
 }  // namespace
 
 void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, bool output) {
+    gather_h(c, w, s);
     for_chunks(c, s, [&](const Chunk& k) {
         is_fp8(s.gate) ? forward_fp8(c, w, k, output) : forward_16_bit(c, w, k, output);
     });
 }
 
 void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s) {
+    gather_h(c, w, s);
     for_chunks(c, s, [&](const Chunk& k) {
         if (!is_fp8(s.gate)) {
             norm(c, w, k, k.h2.data);
@@ -222,9 +245,8 @@ void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSave
                 {.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data}, c.exec);
             return;
         }
-        const TensorView h = head_rows(c.acts.scratch.h, k.count);
-        norm(c, w, k, h);
-        quantize_to(c, k.h2, h);
+        norm(c, w, k, k.h);
+        quantize_to(c, k.h2, k.h);
         widen_to(c, k.wide_gate, k.saved_gate);
         widen_to(c, k.wide_up, k.saved_up);
         swiglu_forward({.y = k.wide_act, .gate = k.wide_gate, .up = k.wide_up}, c.exec);

@@ -323,6 +323,8 @@ LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
                 .formats = formats_of(config.precision)};
     d.chunks = sums.tp_chunks / tp_size;
     d.elastic = is_elastic(config);
+    d.row_ranks = config.parallel.sequence ? tp_size : 1;
+    d.segments = sums.tp_chunks;
     d.shard_micro_batches = std::max<std::int64_t>(
         1, config.batch.global_batch / (sums.dp_shards * config.batch.micro_batch));
     for (std::int64_t l = 0; l < m.n_layers; ++l) {

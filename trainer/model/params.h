@@ -28,6 +28,9 @@ struct LocalDims {
     // by token.
     std::int64_t chunks = 1, shard_micro_batches = 1;
     bool elastic = false;
+    // tp ranks that share out the rows between attention and feed-forward (sequence.h), and how
+    // many segments of a sequence sum the gradients of norm gains apart.
+    std::int64_t row_ranks = 1, segments = 1;
     std::int64_t q_cols() const { return n_heads * head_dim; }
     std::int64_t kv_cols() const { return n_kv_heads * head_dim; }
 };

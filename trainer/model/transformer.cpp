@@ -5,9 +5,9 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
-#include "parallel/collectives.h"
 #include "trainer/model/block.h"
 #include "trainer/model/dp_traffic.h"
+#include "trainer/model/sequence.h"
 
 namespace stoa {
 namespace {
@@ -44,10 +44,11 @@ void inject(const Injection& fault, std::int64_t layer, TensorView d_x) {
 
 // d_embed[token] += d_x, in the order of the tokens: at the shard's end where the output matrix has
 // added its part of every micro-batch to the same tensor, else at once.
-void embedding_gradient(TrainState& s, const Exec& exec) {
+void embedding_gradient(TrainState& s, const Communicator& tp, const Exec& exec) {
     const Activations& a = s.acts;
     const TensorView& g = s.model.grads.embed;
-    TensorView d_x = a.d_x, tokens = a.tokens;
+    TensorView d_x = all_rows(a.d_x, a.scratch.whole, s.dims, tp, exec);  // tp, sequence
+    TensorView tokens = a.tokens;
     if (!a.shard_d_x.empty()) {
         const std::int64_t rows = d_x.rows(), begin = s.shard_micro_batch * rows;
         cast(a.shard_d_x.slice_rows(begin, rows), d_x, exec);
@@ -109,10 +110,13 @@ void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
     BlockContext context = block_context(s, tp, exec);
+    const TensorView embedded = s.dims.row_ranks == 1 ? a.x[0] : a.scratch.whole;
     embedding_forward(
-        {.y = a.x[0], .table = w.embed, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
+        {.y = embedded, .table = w.embed, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
         exec);
-    all_reduce(a.x[0], ReduceOp::sum, tp, exec.stream);  // tp: each token's row lives on one rank
+    const TensorView x_0 =
+        sum_rows(embedded, s.dims, tp, exec);  // tp: a token's row is on one rank
+    if (x_0.data != a.x[0].data) cast(a.x[0], x_0, exec);
     for (std::size_t l = 0; l < w.blocks.size(); ++l) {
         context.layer = static_cast<std::int64_t>(l);
         context.nonfinite = flag(a, 0, l);
@@ -120,12 +124,13 @@ void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         await_block(s.model, context.layer, context.layer + 1, mesh, exec);  // dp, zero: 3
         block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
     }
-    rms_norm_forward({.y = a.h_final,
+    rms_norm_forward({.y = own_rows(a.h_final, s.dims, tp),
                       .rstd = a.rstd_final,
                       .x = a.x.back(),
                       .weight = w.final_norm,
                       .eps = s.config.model.norm_eps},
                      exec);
+    share_rows(a.h_final, s.dims, tp, exec);  // tp, sequence
 }
 
 void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
@@ -136,14 +141,14 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
     BlockContext context = block_context(s, tp, exec);
     const bool ends_shard = s.shard_micro_batch + 1 == s.dims.shard_micro_batches;
     const TensorView d_h = a.scratch.stream;  // (rows, d_model): of h_final, left by the loss
-    all_reduce(d_h, ReduceOp::sum, tp,
-               exec.stream);  // tp: each rank saw its part of the vocabulary
+    zero(a.norm_segments, exec);
     rms_norm_backward({.d_x = a.d_x,
-                       .d_weight = g.final_norm,
-                       .d_y = d_h,
+                       .d_weight = norm_segments_of(a, s.dims, tp, 2 * s.config.model.n_layers),
+                       .d_y = sum_rows(d_h, s.dims, tp, exec),  // tp: d_h of the whole vocabulary
                        .x = a.x.back(),
                        .weight = w.final_norm,
-                       .rstd = a.rstd_final},
+                       .rstd = a.rstd_final,
+                       .segment_rows = a.d_x.rows() / a.norm_segments.shape[2]},
                       exec);
     for (std::size_t l = w.blocks.size(); l-- > 0;) {
         context.layer = static_cast<std::int64_t>(l);
@@ -160,7 +165,8 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
         if (ends_shard) start_grad_sum(s.model, l, s.shard > 0, mesh, exec);  // dp
     }
-    embedding_gradient(s, exec);
+    embedding_gradient(s, tp, exec);
+    add_norm_segments(s.model, a.norm_segments, s.dims, tp, exec);  // tp, sequence
     for (std::size_t u = w.blocks.size(); ends_shard && u < s.model.units.size(); ++u)
         start_grad_sum(s.model, u, s.shard > 0, mesh, exec);  // dp: embedding, output matrix
 }

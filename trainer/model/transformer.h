@@ -47,13 +47,13 @@ void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq
 void load_micro_batch(TrainState& s, const MicroBatch& mb);
 
 /// Tokens to h_final.
-/// comm: all_reduce(tp) of the embedding, then per block as block_forward; dp as await_block
+/// comm: sum_rows(tp) of the embedding, then per block as block_forward; dp as await_block
 void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec);
 
 /// Gradient of h_final (loss_forward_backward left it in the scratch) to gradients, which are added
 /// to s.model.grads, or in a shard's first micro-batch written there (norm gains and embedding:
 /// added). In a shard's last micro-batch the sums over dp start, block by block.
-/// comm: all_reduce(tp) of d_h_final, per block as block_backward (+ recompute); dp as await_block
+/// comm: sum_rows(tp) of d_h_final, per block as block_backward (+ recompute); dp as await_block
 ///       and start_grad_sum
 void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec);
 

@@ -1,0 +1,84 @@
+#include "trainer/model/sequence.h"
+
+#include "kernels/elementwise.h"
+#include "parallel/collectives.h"
+
+namespace stoa {
+namespace {
+
+// Rank r's rows of `all`.
+TensorView rows_of(const TensorView& all, const LocalDims& d, std::int64_t r) {
+    const std::int64_t rows = all.rows() / d.row_ranks;
+    return all.reshaped({all.rows(), all.cols()}).slice_rows(r * rows, rows);
+}
+
+}  // namespace
+
+TensorView own_rows(const TensorView& all, const LocalDims& d, const Communicator& tp) {
+    return d.row_ranks == 1 ? all : rows_of(all, d, tp.rank());
+}
+
+void share_rows(const TensorView& all, const LocalDims& d, const Communicator& tp,
+                const Exec& exec) {
+    if (d.row_ranks == 1) return;
+    std::vector<PartCopy> parts;
+    for (int r = 0; r < tp.size(); ++r)
+        parts.push_back({r, rows_of(all, d, r)});
+    all_gather(parts, tp, exec.stream);
+}
+
+TensorView all_rows(const TensorView& own, const TensorView& whole, const LocalDims& d,
+                    const Communicator& tp, const Exec& exec) {
+    if (d.row_ranks == 1) return own;
+    cast(own_rows(whole, d, tp), own, exec);
+    share_rows(whole, d, tp, exec);
+    return whole;
+}
+
+TensorView sum_rows(const TensorView& partial, const LocalDims& d, const Communicator& tp,
+                    const Exec& exec) {
+    if (d.row_ranks == 1) {
+        all_reduce(partial, ReduceOp::sum, tp, exec.stream);
+        return partial;
+    }
+    std::vector<PartSum> parts;
+    for (int r = 0; r < tp.size(); ++r) {
+        const TensorView rows = rows_of(partial, d, r);
+        parts.push_back({r, rows, rows});
+    }
+    reduce_scatter(parts, SumOrder::tree, /*add=*/false, tp, exec.stream);
+    return own_rows(partial, d, tp);
+}
+
+TensorView norm_segments_of(const Activations& a, const LocalDims& d, const Communicator& tp,
+                            std::int64_t norm) {
+    const TensorView& all = a.norm_segments;
+    const std::int64_t rank = d.row_ranks == 1 ? 0 : tp.rank(), count = all.shape[2];
+    return all.reshaped({all.numel() / d.d_model, d.d_model})
+        .slice_rows((rank * all.shape[1] + norm) * count, count);
+}
+
+void add_norm_segments(ModelState& s, const TensorView& segments, const LocalDims& d,
+                       const Communicator& tp, const Exec& exec) {
+    const std::int64_t norms = segments.shape[1], count = segments.shape[2];
+    share_rows(segments.reshaped({segments.numel() / d.d_model, d.d_model}), d, tp, exec);
+    const auto gain = [&](std::int64_t n) {
+        if (n == norms - 1) return s.grads.final_norm;
+        const BlockWeights& g = s.grads.blocks[static_cast<std::size_t>(n / 2)];
+        return n % 2 == 0 ? g.input_norm : g.post_norm;
+    };
+    dispatch_dtype(segments.dtype, [&]<Element T>(T) {
+        const T* const all = segments.as<T>().data();
+        for (std::int64_t n = 0; n < norms; ++n) {
+            T* const sum = gain(n).template as<T>().data();
+            for (std::int64_t r = 0; r < d.row_ranks; ++r)
+                for (std::int64_t i = 0; i < count; ++i) {
+                    const T* const x = all + ((r * norms + n) * count + i) * d.d_model;
+                    for (std::int64_t c = 0; c < d.d_model; ++c)
+                        sum[c] = narrow_to<T>(widen(sum[c]) + widen(x[c]));
+                }
+        }
+    });
+}
+
+}  // namespace stoa
