@@ -55,10 +55,13 @@ std::string progress_line(const StepRecord& r, std::int64_t total_steps, double 
     const double fraction =
         total_steps == 0 ? 1.0 : static_cast<double>(r.step) / static_cast<double>(total_steps);
     return fmt::format(
-        "{:>6}/{} {:>3.0f}% {} {:<8} loss {:>7.4f}  gn {:>7.3f}{} lr {:.2e}  {:>6} tok/s  mem "
+        "{:>6}/{} {:>3.0f}% {} {:<8} loss {:>7.4f}  gn {:>7.3f}{} lr {:.2e}  {:>6} tok/s{}  mem "
         "{:.2f}G  eta {:>6}",
         r.step, total_steps, 100.0 * fraction, bar(fraction), r.stage, r.loss, r.grad_norm,
         r.skipped ? "s" : " ", r.lr, human_count(r.tokens_per_s),
+        r.comm_ms + r.hidden_comm_ms == 0.0
+            ? ""
+            : fmt::format("  comm {:>2.0f}%", 100.0 * r.comm_ms / r.step_ms),
         static_cast<double>(r.mem_peak_bytes) / 1e9,
         human_duration(seconds_per_step * static_cast<double>(total_steps - r.step)));
 }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "configs/check_config.h"
 #include "configs/load_run_config.h"
 #include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
@@ -27,7 +28,7 @@ constexpr std::byte kUntouched{0xA5};
 int rank_main(int argc, char** argv) {
     MpiSession session(argc, argv);
     const RunConfig config = resolve_for_world(load_run_config(argv[2], {}).config, session.size());
-    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp);
+    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp, config.parallel.overlap);
     const Exec exec{};
     TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
     const std::int64_t held = allocated_bytes();
@@ -65,8 +66,10 @@ RunConfig random_config(Draws& draws) {
                .tie_embeddings = pick({0, 1}) == 1};
     c.parallel = {.dp = dp,
                   .tp = tp,
+                  .sequence = pick({0, 1}) == 1,
                   .recompute = static_cast<Recompute>(pick({0, 1, 2})),
-                  .zero = pick({0, 1}),
+                  .zero = pick({0, 1, 2, 3}),
+                  .overlap = pick({0, 1}) == 1,
                   .threads = 1};
     if (c.model.n_layers > 2 && c.parallel.recompute != Recompute::none && pick({0, 1}) == 1)
         c.parallel.recompute_layers = {"1-2"};
@@ -89,6 +92,9 @@ RunConfig random_config(Draws& draws) {
     c.stages.push_back(stage);
     c.data.tokenizer = "tokenizer.json";
     c.data.sources.push_back({.name = "made-up", .path = "shards"});
+    std::vector<Problem> problems;  // sharded gradients need a micro-batch per shard
+    check_rules(c, KeyPlaces{}, problems);
+    if (!problems.empty()) c.parallel.zero = 1;
     return c;
 }
 
@@ -178,9 +184,10 @@ int main(int argc, char** argv) {
         const std::string file = fmt::format("{}/{}.yaml", dir.path, i);
         write_text(file, write_config_yaml(c, {}));
         const int d = compare(argv[0], file, world);
-        fmt::print("dp {} tp {} {:<4} layers {} seq {}: {}\n", c.parallel.dp, c.parallel.tp,
-                   recipe_name(c.precision.recipe), c.model.n_layers, c.stages[0].seq_len,
-                   d == 0 ? "equal" : "DIFFERENT");
+        fmt::print("dp {} zero {}{} tp {}{} {:<4} layers {} seq {}: {}\n", c.parallel.dp,
+                   c.parallel.zero, c.parallel.overlap ? "" : " blocking", c.parallel.tp,
+                   c.parallel.sequence ? " sequence" : "", recipe_name(c.precision.recipe),
+                   c.model.n_layers, c.stages[0].seq_len, d == 0 ? "equal" : "DIFFERENT");
         differ += std::max(d, 0);
         failed += d < 0;
         ranks += world;
