@@ -116,20 +116,27 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
 
 int command_plan(const Args& args) {
     CommandLine line;
-    line.usage = "stoa plan CONFIG [key=value ...] [--ranks N] [--memory GIB] [--all] [--json]";
+    line.usage =
+        "stoa plan CONFIG [key=value ...] [--ranks N] [--memory GIB] [--all] [--json]\n"
+        "       stoa plan CONFIG [key=value ...] --cluster FILE [--ranks N] [--json]";
     line.examples =
         "  stoa plan configs/tiny.yaml\n"
         "  stoa plan configs/1b.yaml model.vocab_size=32768 --ranks 64 --memory 80\n"
-        "  stoa plan configs/tiny.yaml precision.recipe=r50 parallel.recompute=full\n";
+        "  stoa plan configs/tiny.yaml precision.recipe=r50 parallel.recompute=full\n"
+        "  stoa plan configs/1b.yaml --cluster configs/clusters/h100.yaml --ranks 64\n";
     line.about =
         "Prints every tensor that a rank will hold, with its lifetime, and the disk that the "
         "checkpoints take.\n"
         "The same list places the tensors when the run starts: its total is the arena's size, to "
         "the byte.\n"
         "Data-parallel ranks share out masters and moments; the table is that of dp rank 0.\n"
+        "With --cluster: meshes of that many devices by predicted speed, what limits each, and how "
+        "far more\n"
+        "devices help (docs/cost_model.md).\n"
         "Nothing is started: the cluster need not exist.";
     line.options.add_options()("config", po::value<std::vector<std::string>>(), "")(
         "ranks", po::value<int>(), "plan for this many ranks")(
+        "cluster", po::value<std::string>(), "rank meshes on the cluster of this file")(
         "memory", po::value<double>(), "refuse, with advice, what takes more GiB a rank than this")(
         "all", po::bool_switch(), "every tensor instead of one line for each kind")(
         "json", po::bool_switch(), "print one JSON object");
@@ -145,6 +152,17 @@ int command_plan(const Args& args) {
                            .actual = fmt::format("{}", gib)});
     const auto words = (*values)["config"].as<std::vector<std::string>>();
     RunConfig config = load_run_config(words[0], {words.begin() + 1, words.end()}).config;
+    if (values->contains("cluster")) {
+        if (config.model.vocab_size == 0)
+            config = resolve_for_vocab(config, Tokenizer::load(config.data.tokenizer).vocab_size());
+        const int devices = values->contains("ranks") ? (*values)["ranks"].as<int>() : 0;
+        if (devices < 0 || (devices == 0 && values->contains("ranks")))
+            throw ConfigError({.what = "--ranks",
+                               .expected = "a number of devices above 0",
+                               .actual = std::to_string(devices)});
+        return plan_cluster(config, (*values)["cluster"].as<std::string>(), devices,
+                            (*values)["json"].as<bool>());
+    }
     const std::int64_t tp = config.parallel.tp;
     const std::int64_t ranks = values->contains("ranks")
                                    ? (*values)["ranks"].as<int>()

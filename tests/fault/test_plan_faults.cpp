@@ -84,3 +84,24 @@ TEST_CASE("stoa plan refuses wrong numbers") {
         CHECK(o.output.find("error: ") != std::string::npos);
     }
 }
+
+TEST_CASE("stoa plan --cluster names what is wrong with the cluster, or the number of devices",
+          "[fault]") {
+    const std::string config = source_dir() + "/configs/1b.yaml model.vocab_size=65536";
+    const auto plan = [&](const std::string& rest) {
+        return run_shell(stoa_binary() + " plan " + config + " " + rest);
+    };
+    const std::string h100 = " --cluster " + source_dir() + "/configs/clusters/h100.yaml";
+    const Outcome missing = plan("--cluster nowhere.yaml");
+    CHECK(missing.code == 2);
+    CHECK(missing.output.find("cannot read the cluster file") != std::string::npos);
+    CHECK(missing.output.find("nowhere.yaml") != std::string::npos);
+    const Outcome odd = plan(h100 + " --ranks 7");
+    CHECK(odd.code == 2);
+    CHECK(odd.output.find("no mesh of this size") != std::string::npos);
+    CHECK(plan(h100 + " --ranks 0").code == 2);
+    const Outcome good = plan(h100 + " --ranks 64");
+    CHECK(good.code == 0);
+    CHECK(good.output.find("64x1") != std::string::npos);
+    CHECK(good.output.find("More than ") != std::string::npos);
+}
