@@ -49,7 +49,7 @@ struct ParallelConfig {
     // What dp ranks share out, each part with the ones before: 1 masters and moments (ZeRO-1), 2
     // gradients, 3 the blocks' weights (FSDP); 0: nothing.
     std::int64_t zero = 1;
-    bool overlap = true;  // dp communication on a thread beside the computation ("1 blocking": not)
+    bool overlap = true;  // communication on threads beside the computation ("1 blocking": not)
     std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
     // elastic: sums have the order of `dp_shards` x `tp_chunks` virtual ranks on every mesh that
     // divides them; 0: as many as the mesh has. auto: elastic where gradients are wide.

@@ -41,17 +41,24 @@ Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap) {
     mesh.tp = split(MPI_COMM_WORLD, rank / tp_size, rank, "tp");
     mesh.dp = split(MPI_COMM_WORLD, rank % tp_size, rank, "dp");
     mesh.dp_beside = split(MPI_COMM_WORLD, rank % tp_size, rank, "dp beside");
-    const bool thread = overlap && dp > 1 && several_threads();
-    if (thread) mesh.dp_queue = std::make_unique<CommQueue>(/*own_thread=*/true);
+    mesh.tp_beside = split(MPI_COMM_WORLD, rank / tp_size, rank, "tp beside");
     mesh.tp.share_memory();
     mesh.dp.share_memory();
-    mesh.dp_beside.share_memory(thread ? SharedMemory::Wait::sleep : SharedMemory::Wait::spin);
+    const auto open_queue = [&](Communicator& beside, std::unique_ptr<CommQueue>& queue) {
+        const bool thread = overlap && beside.size() > 1 && several_threads();
+        if (thread) queue = std::make_unique<CommQueue>(/*own_thread=*/true);
+        beside.share_memory(thread ? SharedMemory::Wait::sleep : SharedMemory::Wait::spin);
+    };
+    open_queue(mesh.dp_beside, mesh.dp_queue);
+    open_queue(mesh.tp_beside, mesh.tp_queue);
     return mesh;
 }
 
 void close_mesh(Mesh& mesh) {
-    mesh.dp_queue = std::make_unique<CommQueue>();  // the old one ends its jobs first
+    mesh.dp_queue = std::make_unique<CommQueue>();  // the old ones end their jobs first
+    mesh.tp_queue = std::make_unique<CommQueue>();
     mesh.dp_beside.close();
+    mesh.tp_beside.close();
     mesh.dp.close();
     mesh.tp.close();
     mesh.world.close();

@@ -9,18 +9,20 @@ namespace stoa {
 /// The dp x tp mesh of a run. World rank = dp_rank * tp_size + tp_rank: tp ranks are neighbours.
 struct Mesh {
     Communicator world, dp, tp;
-    /// What goes beside the computation: jobs on `dp_queue`, which alone uses `dp_beside`, the same
-    /// ranks as dp. Always there; without overlap it runs a job at once.
-    Communicator dp_beside;
-    std::unique_ptr<CommQueue> dp_queue = std::make_unique<CommQueue>();
+    /// What goes beside the computation: jobs on `dp_queue` and `tp_queue`, which alone use
+    /// `dp_beside` and `tp_beside`, the same ranks as dp and tp. Always there; without overlap they
+    /// run a job at once.
+    Communicator dp_beside, tp_beside;
+    std::unique_ptr<CommQueue> dp_queue = std::make_unique<CommQueue>(),
+                               tp_queue = std::make_unique<CommQueue>();
     int dp_rank() const { return dp.rank(); }
     int dp_size() const { return dp.size(); }
     int tp_rank() const { return tp.rank(); }
     int tp_size() const { return tp.size(); }
 };
 
-/// `overlap`: dp_queue has a thread of its own, where MPI allows several threads.
-/// comm: four MPI_Comm_split over the world, and the shared memory of dp and tp
+/// `overlap`: the queues of groups of several ranks have threads of their own, where MPI allows it.
+/// comm: five MPI_Comm_split over the world, and the shared memory of dp and tp
 /// errors: ConfigError when world != dp x tp
 Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap = false);
 /// Waits for the queue and closes the communicators; all ranks reach it.

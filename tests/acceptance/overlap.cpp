@@ -1,7 +1,7 @@
-// What communication costs on two data-parallel ranks of one thread each: the share of a step in
-// which the computation stands still, with and without the thread beside it, for ZeRO-1 to 3; the
-// price of sums in one order (elastic against fast); and that ZeRO and FSDP take the memory that
-// `stoa plan` says, to the byte. Everything that is compared runs in turns, step by step.
+// What communication costs on two ranks of one thread each, data parallel and tensor parallel: the
+// share of a step in which the computation stands still, with and without the threads beside it;
+// the price of sums in one order (elastic against fast); and that ZeRO and FSDP take the memory
+// that `stoa plan` says, to the byte. Everything that is compared runs in turns, step by step.
 //   overlap [--quick]      The program starts itself under mpirun.
 #include <fmt/format.h>
 
@@ -28,6 +28,7 @@ struct Case {
     const char* name;
     std::int64_t zero;
     bool overlap, elastic;
+    bool by_tp = false, sequence = false;  // the two ranks share layers instead of the batch
 };
 // fast and elastic differ where a rank has two shards: 4 virtual ranks on 2.
 constexpr Case kCases[] = {{"zero 1 blocking", 1, false, true},
@@ -36,11 +37,16 @@ constexpr Case kCases[] = {{"zero 1 blocking", 1, false, true},
                            {"zero 2 blocking", 2, false, true},
                            {"zero 2", 2, true, true},
                            {"zero 3 blocking", 3, false, true},
-                           {"zero 3", 3, true, true}};
+                           {"zero 3", 3, true, true},
+                           {"tp blocking", 1, false, true, true},
+                           {"tp", 1, true, true, true},
+                           {"tp sequence blocking", 1, false, true, true, true},
+                           {"tp sequence", 1, true, true, true, true}};
 
-// A middle size: 6 layers x 512, a batch of 8 x 128 in 4 passes of 2.
-RunConfig config_of(const Case& c, std::int64_t dp) {
-    RunConfig config = tiny_config({}, dp, 1);
+// A middle size: 6 layers x 512, a batch of 8 x 256 in 4 passes of 2.
+RunConfig config_of(const Case& c, std::int64_t ranks) {
+    const std::int64_t dp = c.by_tp ? 1 : ranks, tp = c.by_tp ? ranks : 1;
+    RunConfig config = tiny_config({.sequence = c.sequence}, dp, tp);
     config.model = {.vocab_size = 4096,
                     .d_model = 512,
                     .n_layers = 6,
@@ -48,15 +54,15 @@ RunConfig config_of(const Case& c, std::int64_t dp) {
                     .n_kv_heads = 8,
                     .head_dim = 64,
                     .d_ff = 1536};
-    config.stages[0].seq_len = 128;
     config.stages[0].tokens = 1 << 30;
+    config.stages[0].seq_len = 256;  // two chunks of rows in a pass, and more
     config.batch = {.global_batch = 8, .micro_batch = 2, .grad_accum = 4 / dp};
     config.parallel.zero = c.zero;
     config.parallel.overlap = c.overlap;
     config.parallel.determinism = c.elastic ? Determinism::elastic : Determinism::fast;
     if (c.elastic) {
         config.parallel.dp_shards = 4;
-        config.parallel.tp_chunks = 1;
+        config.parallel.tp_chunks = tp;
     }
     config.data.tokenizer = "tokenizer.json";
     config.data.sources = {{.name = "made-up", .path = "shards"}};
@@ -77,8 +83,13 @@ int rank_main(std::int64_t steps) {
     char** argv = nullptr;
     MpiSession session(argc, argv);
     set_cpu_threads(1);
-    Mesh beside = make_mesh(session.size(), 1, /*overlap=*/true);
-    Mesh blocking = make_mesh(session.size(), 1, /*overlap=*/false);
+    const int ranks = session.size();
+    Mesh meshes[2][2];  // [by_tp][overlap]
+    for (const bool overlap : {false, true}) {
+        meshes[0][overlap] = make_mesh(ranks, 1, overlap);
+        meshes[1][overlap] = make_mesh(1, ranks, overlap);
+    }
+    const auto mesh_of = [&](const Case& c) -> const Mesh& { return meshes[c.by_tp][c.overlap]; };
     std::vector<TrainState> states;
     json memory = json::object();
     for (const Case& c : kCases) {
@@ -91,7 +102,7 @@ int rank_main(std::int64_t steps) {
     for (std::int64_t step = -1; step < steps; ++step)  // step -1 warms up
         for (std::size_t k = 0; k < states.size(); ++k) {
             const RunConfig& c = states[k].config;
-            const Mesh& mesh = c.parallel.overlap ? beside : blocking;
+            const Mesh& mesh = mesh_of(kCases[k]);
             StepInputs in{.lr = 1e-4};
             for (std::int64_t i = 0; i < c.batch.grad_accum; ++i)
                 in.micro_batches.push_back(
@@ -116,8 +127,9 @@ int rank_main(std::int64_t steps) {
     if (session.rank() == 0) fmt::print("TRACE {}\n", out.dump());
     fmt::print("MEMORY {} {}\n", session.rank(), memory.dump());
     std::fflush(stdout);
-    close_mesh(blocking);
-    close_mesh(beside);
+    for (auto& pair : meshes)
+        for (Mesh& mesh : pair)
+            close_mesh(mesh);
     session.close();
     return 0;
 }
@@ -187,17 +199,15 @@ int main(int argc, char** argv) {
                        fmt::join(held, " "));
         unlike_plan += plan.empty() || !std::ranges::is_permutation(plan, held) ? 1 : 0;
         bytes[c.name] = held;
-        fmt::print("{:<16} {:>7.1f} ms, exposed {:>4.1f} %, hidden {:>4.1f} %, {} bytes\n", c.name,
+        fmt::print("{:<20} {:>7.1f} ms, exposed {:>4.1f} %, hidden {:>4.1f} %, {} bytes\n", c.name,
                    trace.at(c.name).at("step_ms").get<double>(),
                    100 * trace.at(c.name).at("exposed_share").at("median").get<double>(),
                    100 * trace.at(c.name).at("hidden_share").at("median").get<double>(), held[0]);
     }
     const std::vector<double> elastic = ratios(trace.at("zero 1"), trace.at("zero 1 fast"));
     json speed = json::object();
-    for (const std::int64_t zero : {1, 2, 3})
-        speed[fmt::format("zero {}", zero)] =
-            spread(ratios(trace.at(fmt::format("zero {} blocking", zero)),
-                          trace.at(fmt::format("zero {}", zero))));
+    for (const char* name : {"zero 1", "zero 2", "zero 3", "tp", "tp sequence"})
+        speed[name] = spread(ratios(trace.at(std::string(name) + " blocking"), trace.at(name)));
     // Few steps on a machine in use say nothing about 10 %: the full count judges.
     const double cost = quantile(elastic, 0.5) - 1.0;
     const bool holds = unlike_plan == 0 && (quick || cost <= 0.10);

@@ -1,5 +1,6 @@
 #include "trainer/model/block.h"
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -33,37 +34,59 @@ void weight_gradient(const BlockContext& c, TensorView d_w, ConstTensorView d_y,
            c.exec);
 }
 
-// y = attn w^T, this rank's part: a sum over its heads.
-void attention_output(const BlockContext& c, TensorView y, ConstTensorView attn,
-                      ConstTensorView w) {
-    const auto product = [&](std::int64_t chunk, TensorView out) {
-        const auto [begin, count] = chunk_span(c.dims.q_cols(), c.dims.chunks, chunk);
-        matmul(
-            {.c = out, .a = attn, .b = w, .transpose_b = true, .k_begin = begin, .k_count = count},
-            c.exec);
-    };
-    sum_chunks(y, 0, c.dims.chunks, c.acts.scratch, product, c.exec);
+// product(begin, count) for all rows of the stream, whose sums over tp begin as chunks are done.
+template <class Product>
+TensorView summed_rows(const BlockContext& c, const Product& product) {
+    RowSums sums = stream_sums(c);
+    const std::int64_t rows = c.acts.scratch.stream.rows();
+    const std::int64_t chunk = c.tp_queue != nullptr && c.tp_queue->own_thread() ? kFfnChunk : rows;
+    for (std::int64_t begin = 0; begin < rows; begin += chunk) {
+        const std::int64_t count = std::min(chunk, rows - begin);
+        product(begin, count);
+        sums.ready(begin, count);
+    }
+    return sums.finish();
 }
 
-// d_h = d_q w_q + d_k w_k + d_v w_v, this rank's part.
-void attention_input_gradient(const BlockContext& c, TensorView d_h, const BlockWeights& w) {
+// attn w^T, a sum over all heads.     comm: tp
+TensorView attention_output(const BlockContext& c, ConstTensorView attn, ConstTensorView w) {
     const BlockScratch& t = c.acts.scratch;
-    const auto product = [&](std::int64_t chunk, TensorView out) {
-        const auto add_part = [&](ConstTensorView d, ConstTensorView weight, bool accumulate) {
-            const auto [begin, count] = chunk_span(d.cols(), c.dims.chunks, chunk);
+    return summed_rows(c, [&](std::int64_t begin, std::int64_t count) {
+        const auto product = [&](std::int64_t chunk, TensorView out) {
+            const auto [first, n] = chunk_span(c.dims.q_cols(), c.dims.chunks, chunk);
             matmul({.c = out,
-                    .a = d,
-                    .b = weight,
-                    .accumulate = accumulate,
-                    .k_begin = begin,
-                    .k_count = count},
+                    .a = attn.slice_rows(begin, count),
+                    .b = w,
+                    .transpose_b = true,
+                    .k_begin = first,
+                    .k_count = n},
                    c.exec);
         };
-        add_part(t.d_q, w.q, false);
-        add_part(t.d_k, w.k, true);
-        add_part(t.d_v, w.v, true);
-    };
-    sum_chunks(d_h, 0, c.dims.chunks, t, product, c.exec);
+        sum_chunks(t.stream.slice_rows(begin, count), 0, c.dims.chunks, t, product, c.exec);
+    });
+}
+
+// d_h = d_q w_q + d_k w_k + d_v w_v, a sum over all heads.     comm: tp
+TensorView attention_input_gradient(const BlockContext& c, const BlockWeights& w) {
+    const BlockScratch& t = c.acts.scratch;
+    return summed_rows(c, [&](std::int64_t begin, std::int64_t count) {
+        const auto product = [&](std::int64_t chunk, TensorView out) {
+            const auto add_part = [&](ConstTensorView d, ConstTensorView weight, bool accumulate) {
+                const auto [first, n] = chunk_span(d.cols(), c.dims.chunks, chunk);
+                matmul({.c = out,
+                        .a = d.slice_rows(begin, count),
+                        .b = weight,
+                        .accumulate = accumulate,
+                        .k_begin = first,
+                        .k_count = n},
+                       c.exec);
+            };
+            add_part(t.d_q, w.q, false);
+            add_part(t.d_k, w.k, true);
+            add_part(t.d_v, w.v, true);
+        };
+        sum_chunks(t.stream.slice_rows(begin, count), 0, c.dims.chunks, t, product, c.exec);
+    });
 }
 
 // (rows, heads * head_dim) as (rows, heads, head_dim) and as (rows * heads, head_dim).
@@ -93,6 +116,10 @@ double attention_scale(const LocalDims& d) {
 }
 
 }  // namespace
+
+RowSums stream_sums(const BlockContext& c) {
+    return {c.acts.scratch.stream, c.dims, {c.tp, c.tp_beside, c.tp_queue}, c.exec};
+}
 
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out) {
@@ -155,7 +182,6 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSa
 void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                   ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out) {
     const std::int64_t hd = c.dims.head_dim;
-    const TensorView partial = c.acts.scratch.stream;  // (rows, d_model)
     attention_forward({.out = by_batch(s.attn, c.acts, hd),
                        .lse = s.lse,
                        .q = by_batch(s.q, c.acts, hd),
@@ -165,12 +191,12 @@ void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved
                        .key_end = c.acts.key_end,
                        .scale = attention_scale(c.dims)},
                       c.exec);
-    attention_output(c, partial, s.attn, w.out);                          // (rows, d_model)
-    add(s.x_mid, x_in, sum_rows(partial, c.dims, c.tp, c.exec), c.exec);  // tp: attention output
+    add(s.x_mid, x_in, attention_output(c, s.attn, w.out), c.exec);  // tp: attention output
 
-    ffn_forward(c, w, s, /*output=*/!x_out.empty());
-    if (x_out.empty()) return;  // recompute: the backward needs nothing below
-    add(x_out, s.x_mid, sum_rows(partial, c.dims, c.tp, c.exec), c.exec);  // tp: FFN output
+    RowSums sums = stream_sums(c);
+    ffn_forward(c, w, s, x_out.empty() ? nullptr : &sums);
+    if (x_out.empty()) return;                   // recompute: the backward needs nothing below
+    add(x_out, s.x_mid, sums.finish(), c.exec);  // tp: FFN output
 }
 
 void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
@@ -182,10 +208,11 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
 
     // FFN: x_out = x_mid + ffn(norm(x_mid)). d_x is d_x_out and, through the residual, part of
     // d_x_mid.
-    ffn_backward(c, w, g, s, all_rows(d_x, t.whole, d, c.tp, c.exec));  // tp, sequence
+    RowSums sums = stream_sums(c);
+    ffn_backward(c, w, g, s, all_rows(d_x, t.whole, d, c.tp, c.exec), sums);  // tp, sequence
     rms_norm_backward({.d_x = d_x,
                        .d_weight = norm_gradient(c, 2 * c.layer + 1),
-                       .d_y = sum_rows(t.stream, d, c.tp, c.exec),  // tp: d_h2 of all of d_ff
+                       .d_y = sums.finish(),  // tp: d_h2 of all of d_ff
                        .x = s.x_mid,
                        .weight = w.post_norm,
                        .rstd = s.rstd2,
@@ -240,10 +267,9 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
     weight_gradient(c, g.q, t.d_q, s.h1);
     weight_gradient(c, g.k, t.d_k, s.h1);
     weight_gradient(c, g.v, t.d_v, s.h1);
-    attention_input_gradient(c, t.stream, w);
     rms_norm_backward({.d_x = d_x,
                        .d_weight = norm_gradient(c, 2 * c.layer),
-                       .d_y = sum_rows(t.stream, d, c.tp, c.exec),  // tp: d_h1 of all heads
+                       .d_y = attention_input_gradient(c, w),  // tp: d_h1 of all heads
                        .x = x_in,
                        .weight = w.input_norm,
                        .rstd = s.rstd1,

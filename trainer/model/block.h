@@ -3,6 +3,7 @@
 #include "parallel/communicator.h"
 #include "trainer/model/activations.h"
 #include "trainer/model/params.h"
+#include "trainer/model/sequence.h"
 
 namespace stoa {
 
@@ -14,12 +15,18 @@ struct BlockContext {
     const Activations& acts;  // scratch, positions, key ranges
     const Communicator& tp;
     const Exec& exec;
+    const Communicator* tp_beside = nullptr;  // with tp_queue: for sums beside products
+    CommQueue* tp_queue = nullptr;
     bool add_grads = true;  // to the matrices' gradients; else they are overwritten
     GradPass grad_pass{};
     std::int64_t layer = 0;
     TensorView nonfinite{};  // (1) int32: this layer's FFN met Inf or NaN in this pass
     TensorView loss{};       // (4) fp64: what e4m3 loses here in this pass; absent: no sample
 };
+
+/// Sums over tp of the stream's scratch, into which `product` writes rows [begin, begin + count):
+/// all at once, or chunk by chunk where a thread sums one beside the next.
+RowSums stream_sums(const BlockContext& c);
 
 /// One pre-norm decoder block [Qwen3]:
 ///   x_mid = x_in + out_proj(attention(rope(norm(q)), rope(norm(k)), v)),  of h1 = rms_norm(x_in)

@@ -229,10 +229,12 @@ void for_chunks(const BlockContext& c, const BlockSaved& s, const Fn& fn) {
 
 }  // namespace
 
-void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, bool output) {
+void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, RowSums* sums) {
+    const bool output = sums != nullptr;
     gather_h(c, w, s);
     for_chunks(c, s, [&](const Chunk& k) {
         is_fp8(s.gate) ? forward_fp8(c, w, k, output) : forward_16_bit(c, w, k, output);
+        if (output) sums->ready(k.begin, k.count);
     });
 }
 
@@ -255,11 +257,12 @@ void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSave
 }
 
 void ffn_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
-                  const BlockSaved& s, TensorView d_y) {
+                  const BlockSaved& s, TensorView d_y, RowSums& sums) {
     if (!is_fp8(s.gate)) flag_16_bit(c, d_y);
     sample_loss(c, d_y);
     for_chunks(c, s, [&](const Chunk& k) {
         backward_chunk(c, w, g, k, d_y.slice_rows(k.begin, k.count));
+        sums.ready(k.begin, k.count);
     });
 }
 

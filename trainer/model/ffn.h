@@ -10,16 +10,18 @@ namespace stoa {
 // saved as codes, and the forward goes on from the saved codes too: what recompute reads is what
 // the forward used, so act comes out the same, and the gradient is that of the function computed.
 
-/// Fills s.rstd2, h2, gate, up, act from s.x_mid, and, with `output`, acts.scratch.stream (rows,
-/// d_model) with this tp rank's part of the output.     comm: none
-void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, bool output);
+/// Fills s.rstd2, h2, gate, up, act from s.x_mid, and, with `sums` (stream_sums),
+/// acts.scratch.stream (rows, d_model) with this tp rank's part of the output, chunk by chunk:
+/// sums.finish() has the output.     comm: share_rows(tp), sums
+void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, RowSums* sums);
 
 /// h2 and act again from x_mid, gate and up.
 void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s);
 
 /// d_y (rows, d_model) is the gradient of the output; acts.scratch.stream becomes that of h2, this
-/// tp rank's part. Weight gradients are added to g.     comm: none
+/// tp rank's part, chunk by chunk: sums.finish() has the whole. Weight gradients are added to g.
+/// comm: sums
 void ffn_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
-                  const BlockSaved& s, TensorView d_y);
+                  const BlockSaved& s, TensorView d_y, RowSums& sums);
 
 }  // namespace stoa

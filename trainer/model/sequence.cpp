@@ -1,5 +1,7 @@
 #include "trainer/model/sequence.h"
 
+#include <algorithm>
+
 #include "kernels/elementwise.h"
 #include "parallel/collectives.h"
 
@@ -48,6 +50,35 @@ TensorView sum_rows(const TensorView& partial, const LocalDims& d, const Communi
     }
     reduce_scatter(parts, SumOrder::tree, /*add=*/false, tp, exec.stream);
     return own_rows(partial, d, tp);
+}
+
+void RowSums::ready(std::int64_t begin, std::int64_t count) {
+    if (!wire_.has_thread()) return;
+    const TensorView chunk =
+        partial_.reshaped({partial_.rows(), partial_.cols()}).slice_rows(begin, count);
+    if (d_.row_ranks == 1) {
+        last_ = wire_.queue->submit([chunk, beside = wire_.beside, stream = exec_.stream] {
+            all_reduce(chunk, ReduceOp::sum, *beside, stream);
+        });
+        return;
+    }
+    const std::int64_t rows = partial_.rows() / d_.row_ranks;  // of a rank
+    std::vector<PartSum> parts;
+    for (std::int64_t at = begin; at < begin + count;) {
+        const std::int64_t owner = at / rows, end = std::min(begin + count, (owner + 1) * rows);
+        const TensorView part = chunk.slice_rows(at - begin, end - at);
+        parts.push_back({static_cast<int>(owner), part, part});
+        at = end;
+    }
+    last_ = wire_.queue->submit([parts, beside = wire_.beside, stream = exec_.stream] {
+        reduce_scatter(parts, SumOrder::tree, /*add=*/false, *beside, stream);
+    });
+}
+
+TensorView RowSums::finish() {
+    if (!wire_.has_thread()) return sum_rows(partial_, d_, wire_.tp, exec_);
+    wire_.queue->wait(last_);
+    return own_rows(partial_, d_, wire_.tp);
 }
 
 TensorView norm_segments_of(const Activations& a, const LocalDims& d, const Communicator& tp,

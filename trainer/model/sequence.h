@@ -4,6 +4,7 @@
 // becomes its two halves: sums go to the rank that keeps the row, and rows are gathered where a
 // product begins. Without it (one row rank) rows are everywhere.
 #include "kernels/core/exec.h"
+#include "parallel/comm_queue.h"
 #include "parallel/communicator.h"
 #include "trainer/model/activations.h"
 
@@ -24,6 +25,33 @@ TensorView all_rows(const TensorView& own, const TensorView& whole, const LocalD
 /// comm: reduce_scatter(tp), or all_reduce(tp)
 TensorView sum_rows(const TensorView& partial, const LocalDims& d, const Communicator& tp,
                     const Exec& exec);
+
+/// The same sum, begun as the rows are finished, chunk by chunk: a queue with a thread sums one
+/// chunk beside the products of the next. Without one (no queue, or no thread) it is sum_rows.
+class RowSums {
+public:
+    /// Wire of tensor parallel: `beside` is used by `queue` alone.
+    struct Wire {
+        const Communicator& tp;
+        const Communicator* beside = nullptr;
+        CommQueue* queue = nullptr;
+        bool has_thread() const { return queue != nullptr && queue->own_thread(); }
+    };
+    RowSums(const TensorView& partial, const LocalDims& d, const Wire& wire, const Exec& exec)
+        : partial_(partial), d_(d), wire_(wire), exec_(exec) {}
+    /// Rows [begin, begin + count) are this rank's last word. Each row is named once, on all ranks
+    /// in the same chunks.     comm: as sum_rows, of these rows
+    void ready(std::int64_t begin, std::int64_t count);
+    /// The sum, when all rows are ready; returns own_rows.
+    TensorView finish();
+
+private:
+    TensorView partial_;
+    const LocalDims& d_;
+    Wire wire_;
+    const Exec& exec_;
+    CommQueue::Ticket last_ = 0;
+};
 
 /// Where backward adds up the gain of norm `norm` (2 l: input norm of block l, 2 l + 1: its
 /// post-attention norm, 2 n_layers: final norm), by segment of this rank's rows: (segments,

@@ -12,13 +12,15 @@
 namespace stoa {
 namespace {
 
-BlockContext block_context(const TrainState& s, const Communicator& tp, const Exec& exec) {
+BlockContext block_context(const TrainState& s, const Mesh& mesh, const Exec& exec) {
     return {.dims = s.dims,
             .state = s.model,
             .norm_eps = s.config.model.norm_eps,
             .acts = s.acts,
-            .tp = tp,
+            .tp = mesh.tp,
             .exec = exec,
+            .tp_beside = &mesh.tp_beside,
+            .tp_queue = mesh.tp_queue.get(),
             .add_grads = s.shard_micro_batch > 0,
             .grad_pass = s.grad_pass};
 }
@@ -109,7 +111,7 @@ void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
     const Communicator& tp = mesh.tp;
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
-    BlockContext context = block_context(s, tp, exec);
+    BlockContext context = block_context(s, mesh, exec);
     const TensorView embedded = s.dims.row_ranks == 1 ? a.x[0] : a.scratch.whole;
     embedding_forward(
         {.y = embedded, .table = w.embed, .tokens = a.tokens, .vocab_begin = s.dims.vocab.begin},
@@ -138,7 +140,7 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
     const Activations& a = s.acts;
     const Weights& w = s.model.work;
     const Weights& g = s.model.grads;
-    BlockContext context = block_context(s, tp, exec);
+    BlockContext context = block_context(s, mesh, exec);
     const bool ends_shard = s.shard_micro_batch + 1 == s.dims.shard_micro_batches;
     const TensorView d_h = a.scratch.stream;  // (rows, d_model): of h_final, left by the loss
     zero(a.norm_segments, exec);
