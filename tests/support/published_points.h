@@ -46,6 +46,10 @@ inline const std::vector<PublishedPoint>& published_points() {
         {"torchtitan h200", "8B FP8, 64", "8b", 8192, 64, 1, 2, 1, kFp8, true, kSome, 3, 10753,
          false},
         {"llm-foundry", "7B BF16, 8", "7b", 2048, 8, 1, 6, 1, kBf16, false, kNone, 3, 10643, true},
+        {"llm-foundry", "7B BF16, 128", "7b", 2048, 128, 1, 6, 1, kBf16, false, kNone, 3, 10475,
+         false},
+        {"llm-foundry", "7B BF16, 512", "7b", 2048, 512, 1, 6, 1, kBf16, false, kNone, 3, 9670,
+         false},
         {"llm-foundry", "7B BF16 4k, 8", "7b", 4096, 8, 1, 16, 2, kBf16, false, kFull, 3, 8611,
          false},
         {"llm-foundry", "7B BF16 8k, 8", "7b", 8192, 8, 1, 8, 2, kBf16, false, kFull, 3, 6935,
@@ -56,6 +60,10 @@ inline const std::vector<PublishedPoint>& published_points() {
          false},
         {"llm-foundry", "70B BF16, 64", "70b mpt", 2048, 64, 1, 8, 4, kBf16, false, kFull, 3, 1039,
          false},
+        {"llm-foundry", "70B BF16, 128", "70b mpt", 2048, 128, 1, 8, 1, kBf16, false, kFull, 3,
+         1058, false},
+        {"llm-foundry", "70B BF16, 512", "70b mpt", 2048, 512, 1, 8, 1, kBf16, false, kFull, 3,
+         1007, false},
     };
     return points;
 }

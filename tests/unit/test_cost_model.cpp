@@ -81,6 +81,13 @@ TEST_CASE("a step's work and bytes are those of a count by hand", "[unit]") {
     full.parallel.recompute = Recompute::full;
     CHECK(predict_step(full, plain()).gemm ==
           Approx(s.gemm + 2.0 * (kWeights - 64000 - 2.0 * 16384) * kTokens / 1e12));
+    // ... which is told from attention's output where both have the same shape: d_ff = 8 x 16
+    RunConfig narrow = small(1, 1);
+    narrow.model.d_ff = 128;
+    const double once = predict_step(narrow, plain()).gemm;
+    narrow.parallel.recompute = Recompute::full;
+    CHECK(predict_step(narrow, plain()).gemm ==
+          Approx(once + 2.0 * 2.0 * (8192 + 2 * 4096 + 8192 + 2 * 8192) * kTokens / 1e12));
 }
 
 TEST_CASE("more of anything is never slower, and tp across nodes costs what it costs", "[unit]") {

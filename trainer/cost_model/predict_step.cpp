@@ -18,7 +18,7 @@ double bytes_of(DType t) { return d(size_of(t)); }
 struct Product {
     double rows, n, k, count;
     DType format;
-    bool in_block = true;
+    bool again = true;  // full recompute makes it a second time: the blocks' products, but the last
     double flop() const { return 2.0 * rows * n * k; }
 };
 
@@ -36,9 +36,9 @@ std::vector<Product> products_of(const RunConfig& c) {
             {rows, kv, width, 2 * layers, f.attention},
             {rows, width, q, layers, f.attention},
             {rows, ff, width, 2 * edges, f.ffn_edge},
-            {rows, width, ff, edges, f.ffn_edge},
+            {rows, width, ff, edges, f.ffn_edge, false},
             {rows, ff, width, 2 * (layers - edges), f.ffn},
-            {rows, width, ff, layers - edges, f.ffn},
+            {rows, width, ff, layers - edges, f.ffn, false},
             {rows, d(m.vocab_size) / tp, width, 1, f.residual, false}};
 }
 
@@ -57,8 +57,7 @@ double product_seconds(const Product& p, const Cluster& cl) {
 double gemm_seconds(const RunConfig& c, const Cluster& cl) {
     double sum = 0;
     for (const Product& p : products_of(c)) {
-        const bool down = p.in_block && p.k == d(c.model.d_ff) / d(c.parallel.tp);
-        const bool again = p.in_block && !down && c.parallel.recompute == Recompute::full;
+        const bool again = p.again && c.parallel.recompute == Recompute::full;
         sum += p.count * (again ? 4.0 : 3.0) * product_seconds(p, cl);
     }
     return sum;
