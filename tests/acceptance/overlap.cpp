@@ -93,8 +93,8 @@ int rank_main(std::int64_t steps) {
     std::vector<TrainState> states;
     json memory = json::object();
     for (const Case& c : kCases) {
-        states.push_back(
-            make_train_state(config_of(c, beside.dp_size()), 0, 1, Exec{}, beside.dp_rank()));
+        states.push_back(make_train_state(config_of(c, ranks), mesh_of(c).tp_rank(),
+                                          mesh_of(c).tp_size(), Exec{}, mesh_of(c).dp_rank()));
         memory[c.name] = states.back().arena.bytes();
     }
     std::vector<std::vector<double>> seconds(states.size()), exposed(states.size()),
