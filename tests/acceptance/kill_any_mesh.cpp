@@ -56,13 +56,15 @@ struct Run {
     }
 };
 
-/// SIGKILL to one of the run's ranks after `seconds`.
+/// SIGKILL to one of the run's ranks `seconds` after the first of them is there: how long mpirun
+/// takes to start them depends on what else the machine does.
 Outcome kill_at_moment(const Run& run, std::pair<int, int> mesh, double seconds,
                        std::uint32_t which) {
     return run_shell(fmt::format(
-        "{} & job=$!; sleep {:.2f}; pids=$(pgrep -f '^[^ ]*stoa train .*run.name={} ') ; "
-        "set -- $pids; [ $# -gt 0 ] && shift $(({} % $#)) && kill -9 $1; wait $job",
-        run.command(mesh), seconds, run.name, which));
+        "{} & job=$!; ranks() {{ pgrep -f '^[^ ]*stoa train .*run.name={} '; }}; "
+        "while kill -0 $job 2>/dev/null && ! ranks >/dev/null; do sleep 0.02; done; sleep {:.2f}; "
+        "set -- $(ranks); [ $# -gt 0 ] && shift $(({} % $#)) && kill -9 $1; wait $job",
+        run.command(mesh), run.name, seconds, which));
 }
 
 }  // namespace
