@@ -103,6 +103,12 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
     require_same_config(loaded, everyone.world);
     Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp, config.parallel.overlap);
 
+    if (mesh.tp_across_machines > 0 && mesh.world.rank() == 0)
+        log_warn(
+            "{} of {} tensor-parallel groups have ranks on several machines: every layer waits for "
+            "the network; start a multiple of tp = {} ranks on each machine",
+            mesh.tp_across_machines, mesh.dp_size(), mesh.tp_size());
+
     agree(mesh.world, "make run directory", [&] {
         if (mesh.world.rank() == 0) make_run_directory(config, loaded);
     });

@@ -7,6 +7,7 @@
 
 #include "kernels/core/thread_pool.h"
 #include "parallel/check_mpi.h"
+#include "parallel/machine_parts.h"
 #include "parallel/message_parts.h"
 #include "parallel/message_sum.h"
 
@@ -34,9 +35,42 @@ void mpi_all_reduce(void* data, std::int64_t count, DType dtype, ReduceOp op,
     }
 }
 
+bool by_machines(DType dtype, SumOrder order, std::int64_t bytes, const Communicator& comm) {
+    const MachineGroups* const g = comm.machine_groups();
+    return g != nullptr && dtype == DType::fp32 && order == SumOrder::chain &&
+           chain_pays(g->rail.size(), g->machine.size(), bytes);
+}
+
+std::int64_t total_bytes(std::span<const PartSum> parts) {
+    std::int64_t bytes = 0;
+    for (const PartSum& p : parts)
+        bytes += p.values.bytes();
+    return bytes;
+}
+
+/// The chain for all ranks: each sums a slice, which then goes to the others.
+void sum_by_machines(float* out, const float* in, std::int64_t count, bool add,
+                     const Communicator& comm) {
+    std::vector<PartSum> sums;
+    std::vector<PartCopy> copies;
+    for (int r = 0; r < comm.size(); ++r) {
+        const std::int64_t begin = count * r / comm.size(),
+                           n = count * (r + 1) / comm.size() - begin;
+        const TensorView total{reinterpret_cast<std::byte*>(out + begin), DType::fp32, {n}, {}};
+        sums.push_back(
+            {r, total, {reinterpret_cast<const std::byte*>(in + begin), DType::fp32, {n}, {}}});
+        copies.push_back({r, total});
+    }
+    machine_sum_parts(sums, add, *comm.machine_groups());
+    machine_gather_parts(copies, *comm.machine_groups());
+}
+
 template <class T>
 void sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add,
          const Communicator& comm) {
+    if constexpr (std::is_same_v<T, float>)
+        if (by_machines(DType::fp32, order, count * size_of(DType::fp32), comm))
+            return sum_by_machines(out, in, count, add, comm);
     if constexpr (!std::is_same_v<T, double>) {
         SharedMemory* const shared = comm.shared_memory();
         if (shared != nullptr && count * static_cast<std::int64_t>(sizeof(T)) > kMessageBytes)
@@ -114,6 +148,8 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
             throw ShapeError(
                 {.what = "reduce_scatter", .expected = "totals and values alike, of one type"});
     const CommTimer timer;
+    if (by_machines(dtype, order, total_bytes(parts), comm))
+        return machine_sum_parts(parts, add, *comm.machine_groups());
     const bool known = for_summed_dtype(dtype, [&]<class T>(T) {
         if constexpr (!std::is_same_v<T, double>) {
             if (comm.shared_memory() != nullptr)
@@ -131,6 +167,8 @@ void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Strea
     if (comm.size() == 1 || parts.empty()) return;
     const CommTimer timer;
     if (comm.shared_memory() != nullptr) return comm.shared_memory()->gather_parts(parts);
+    if (comm.machine_groups() != nullptr)
+        return machine_gather_parts(parts, *comm.machine_groups());
     message_gather_parts(parts, comm);
 }
 

@@ -33,7 +33,8 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
 
 /// Each part's owner gets the sum of it in `order`; a chain goes on from total where `add`.
 /// dtype: fp32 | fp64 | bf16, one for all parts     errors: CollectiveError
-/// comm: shared_memory.h on one machine, else message_parts.h
+/// comm: shared_memory.h on one machine, machine_parts.h for large fp32 chains of several ranks on
+/// each of several, else message_parts.h
 void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
                     const Communicator& comm, Stream stream);
 

@@ -3,8 +3,12 @@
 #include <utility>
 
 #include "parallel/check_mpi.h"
+#include "parallel/machine_parts.h"
 
 namespace stoa {
+
+Communicator::Communicator() = default;
+Communicator::~Communicator() = default;
 
 Communicator::Communicator(MPI_Comm comm, std::string name) : comm_(comm), name_(std::move(name)) {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
@@ -20,6 +24,7 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
     std::swap(size_, other.size_);
     std::swap(name_, other.name_);
     std::swap(shared_memory_, other.shared_memory_);
+    std::swap(machine_groups_, other.machine_groups_);
     return *this;
 }
 
@@ -27,8 +32,17 @@ void Communicator::share_memory(SharedMemory::Wait wait) {
     if (size_ > 1) shared_memory_ = SharedMemory::open(comm_, wait);
 }
 
+void Communicator::share_machines(const std::vector<int>& machine_of, SharedMemory::Wait wait) {
+    if (size_ > 1) machine_groups_ = open_machine_groups(*this, machine_of, wait);
+}
+
 void Communicator::close() {
     if (comm_ == MPI_COMM_NULL) return;
+    if (machine_groups_) {
+        machine_groups_->machine.close();
+        machine_groups_->rail.close();
+        machine_groups_.reset();
+    }
     if (shared_memory_) shared_memory_->close();
     shared_memory_.reset();
     MPI_Comm_free(&comm_);

@@ -5,19 +5,22 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "parallel/shared_memory.h"
 
 namespace stoa {
 
+struct MachineGroups;  // parallel/machine_parts.h
+
 class Communicator {
 public:
-    Communicator() = default;  // a group of one, without MPI
+    Communicator();  // a group of one, without MPI
     /// Takes ownership of `comm`; `name` appears in messages ("world", "dp", "tp").
     Communicator(MPI_Comm comm, std::string name);
     Communicator(Communicator&& other) noexcept;
     Communicator& operator=(Communicator&& other) noexcept;
-    ~Communicator() = default;  // MPI is closed by close(), which all ranks reach; never here
+    ~Communicator();  // MPI is closed by close(), which all ranks reach; never here
     Communicator(const Communicator&) = delete;
     Communicator& operator=(const Communicator&) = delete;
 
@@ -29,6 +32,11 @@ public:
     /// comm: collective
     void share_memory(SharedMemory::Wait wait = SharedMemory::Wait::spin);
     SharedMemory* shared_memory() const { return shared_memory_.get(); }  // null: messages only
+    /// Lets large tensors of several ranks on each of several machines cross between machines once
+    /// per machine. `machine_of`: by rank of this group     comm: collective
+    void share_machines(const std::vector<int>& machine_of,
+                        SharedMemory::Wait wait = SharedMemory::Wait::spin);
+    const MachineGroups* machine_groups() const { return machine_groups_.get(); }  // null: none
     void close();
 
 private:
@@ -37,6 +45,7 @@ private:
     int size_ = 1;
     std::string name_ = "self";
     std::unique_ptr<SharedMemory> shared_memory_;
+    std::unique_ptr<MachineGroups> machine_groups_;
 };
 
 /// Ranks of `comm` on this rank's machine.     comm: one split and its end
