@@ -22,7 +22,7 @@ bool several_threads() {
 
 }  // namespace
 
-Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap, std::vector<int> machine_of) {
+Mesh make_mesh(std::int64_t dp, std::int64_t tp, Overlap overlap, std::vector<int> machine_of) {
     int started = 0;
     MPI_Initialized(&started);
     int rank = 0, size = 1;
@@ -53,10 +53,12 @@ Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap, std::vector<int> 
     for (std::size_t r = static_cast<std::size_t>(number % tp_size); r < machine_of.size();
          r += static_cast<std::size_t>(tp_size))
         dp_machines.push_back(machine_of[r]);
+    const auto on_one = [](const std::vector<int>& machines) {
+        return std::ranges::count(machines, machines[0]) == std::ssize(machines);
+    };
     const auto share = [&](Communicator& comm, const std::vector<int>& machines,
                            SharedMemory::Wait wait) {
-        const bool alike = std::ranges::count(machines, machines[0]) == std::ssize(machines);
-        alike ? comm.share_memory(wait) : comm.share_machines(machines, wait);
+        on_one(machines) ? comm.share_memory(wait) : comm.share_machines(machines, wait);
     };
     const auto tp_first = machine_of.begin() + number / tp_size * tp_size;
     const std::vector<int> tp_machines(tp_first, tp_first + tp_size);
@@ -64,7 +66,9 @@ Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap, std::vector<int> 
     share(mesh.dp, dp_machines, SharedMemory::Wait::spin);
     const auto open_queue = [&](Communicator& beside, const std::vector<int>& machines,
                                 std::unique_ptr<CommQueue>& queue) {
-        const bool thread = overlap && beside.size() > 1 && several_threads();
+        const bool wanted =
+            overlap == Overlap::on || (overlap == Overlap::automatic && !on_one(machines));
+        const bool thread = wanted && beside.size() > 1 && several_threads();
         if (thread) queue = std::make_unique<CommQueue>(/*own_thread=*/true);
         share(beside, machines, thread ? SharedMemory::Wait::sleep : SharedMemory::Wait::spin);
     };

@@ -1,6 +1,7 @@
 #pragma once
 #include <memory>
 
+#include "configs/run_config.h"
 #include "parallel/comm_queue.h"
 #include "parallel/communicator.h"
 
@@ -23,11 +24,12 @@ struct Mesh {
     int tp_size() const { return tp.size(); }
 };
 
-/// `overlap`: the queues of groups of several ranks have threads of their own, where MPI allows it.
+/// `overlap`: whether the queues of groups of several ranks have threads of their own, where MPI
+/// allows it; automatic: those of groups that cross machines.
 /// `machine_of`: the machine of each rank of MPI_COMM_WORLD; empty: as MPI sees it.
 /// comm: five MPI_Comm_split over the world, the shared memory and the machine groups of dp and tp
 /// errors: ConfigError when world != dp x tp
-Mesh make_mesh(std::int64_t dp, std::int64_t tp, bool overlap = false,
+Mesh make_mesh(std::int64_t dp, std::int64_t tp, Overlap overlap = Overlap::off,
                std::vector<int> machine_of = {});
 /// Waits for the queue and closes the communicators; all ranks reach it.
 void close_mesh(Mesh& mesh);

@@ -234,7 +234,7 @@ TEST_CASE(
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     if (size < 4) return;
     // Two make-believe machines of two ranks, dealt in turns: numbered machine by machine.
-    Mesh mesh = make_mesh(4, 1, false, {0, 1, 0, 1});
+    Mesh mesh = make_mesh(4, 1, Overlap::automatic, {0, 1, 0, 1});
     int mpi_rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank);
     CHECK(mesh.world.rank() == std::vector{0, 2, 1, 3}[static_cast<std::size_t>(mpi_rank)]);
@@ -258,13 +258,16 @@ TEST_CASE(
     }
     close_mesh(mesh);
 
-    Mesh pairs = make_mesh(2, 2, false, {0, 1, 0, 1});  // tp inside, one dp rank on each
+    Mesh pairs =
+        make_mesh(2, 2, Overlap::automatic, {0, 1, 0, 1});  // tp inside, one dp rank on each
     CHECK(pairs.tp_across_machines == 0);
     CHECK(pairs.tp.shared_memory() != nullptr);
     CHECK(pairs.dp.shared_memory() == nullptr);
     CHECK(pairs.dp.machine_groups() == nullptr);
+    CHECK(pairs.dp_queue->own_thread());  // of itself, where a group crosses machines
+    CHECK_FALSE(pairs.tp_queue->own_thread());
     close_mesh(pairs);
-    Mesh torn = make_mesh(1, 4, false, {0, 1, 0, 1});
+    Mesh torn = make_mesh(1, 4, Overlap::automatic, {0, 1, 0, 1});
     CHECK(torn.tp_across_machines == 1);
     close_mesh(torn);
 }
@@ -273,7 +276,7 @@ TEST_CASE("a queue runs collectives in order beside others, and keeps the first 
           "[multirank]") {
     int size = 1;
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    Mesh mesh = make_mesh(size, 1, /*overlap=*/true);
+    Mesh mesh = make_mesh(size, 1, Overlap::on);
     REQUIRE(mesh.dp_queue->own_thread());
     take_comm_seconds();
     constexpr int kJobs = 12;
