@@ -20,6 +20,18 @@ MPI_Op mpi_op(ReduceOp op) {
     return op == ReduceOp::sum ? MPI_SUM : op == ReduceOp::max ? MPI_MAX : MPI_MIN;
 }
 
+const char* reduce_name(ReduceOp op) {
+    return op == ReduceOp::sum ? "sum" : op == ReduceOp::max ? "max" : "min";
+}
+
+template <class Part>
+std::int64_t count_of(std::span<const Part> parts) {
+    std::int64_t n = 0;
+    for (const Part& p : parts)
+        n += p.count();
+    return n;
+}
+
 void mpi_all_reduce(void* data, std::int64_t count, DType dtype, ReduceOp op,
                     const Communicator& comm) {
     constexpr std::int64_t kMaxCount = 1 << 30;  // MPI counts are ints
@@ -96,9 +108,11 @@ void require_host(const TensorView& t, const char* name) {
 
 }  // namespace
 
-void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
+void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream, Site site) {
     if (comm.size() == 1) return;
     require_host(t, "all_reduce");
+    const CollectiveScope scope{"all_reduce",        comm, t.numel(),
+                                dtype_name(t.dtype), site, reduce_name(op)};
     const CommTimer timer;
     if (op == ReduceOp::sum && for_summed_dtype(t.dtype, [&]<class T>(T) {
             sum(t.template as<T>().data(), t.template as<T>().data(), t.numel(), SumOrder::tree,
@@ -108,11 +122,13 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
     mpi_all_reduce(t.data, t.numel(), t.dtype, op, comm);
 }
 
-void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
-               Stream) {
+void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm, Stream,
+               Site site) {
     require_host(total, "chain_sum");
     if (total.dtype != values.dtype || total.numel() != values.numel())
         throw ShapeError({.what = "chain_sum", .expected = "total and values alike"});
+    const CollectiveScope scope{
+        "chain_sum", comm, total.numel(), dtype_name(total.dtype), site, add ? "add" : "first"};
     const CommTimer timer;
     const bool known = for_summed_dtype(total.dtype, [&]<class T>(T) {
         T* const out = total.as<T>().data();
@@ -133,11 +149,11 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
 }
 
 void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
-                    const Communicator& comm, Stream stream) {
+                    const Communicator& comm, Stream stream, Site site) {
     if (parts.empty()) return;
     if (comm.size() == 1) {
         for (const PartSum& p : parts)
-            chain_sum(p.total, add, p.values, comm, stream);
+            chain_sum(p.total, add, p.values, comm, stream, site);
         return;
     }
     const DType dtype = parts.front().values.dtype;
@@ -147,6 +163,9 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
              (p.total.dtype != dtype || p.total.numel() != p.values.numel())))
             throw ShapeError(
                 {.what = "reduce_scatter", .expected = "totals and values alike, of one type"});
+    const CollectiveScope scope{
+        "reduce_scatter",  comm, count_of(parts),
+        dtype_name(dtype), site, order == SumOrder::tree ? "tree" : add ? "add" : "first"};
     const CommTimer timer;
     if (by_machines(dtype, order, total_bytes(parts), comm))
         return machine_sum_parts(parts, add, *comm.machine_groups());
@@ -163,8 +182,9 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
                           .actual = dtype_name(dtype)});
 }
 
-void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream) {
+void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream, Site site) {
     if (comm.size() == 1 || parts.empty()) return;
+    const CollectiveScope scope{"all_gather", comm, count_of(parts), "bytes", site};
     const CommTimer timer;
     if (comm.shared_memory() != nullptr) return comm.shared_memory()->gather_parts(parts);
     if (comm.machine_groups() != nullptr)
@@ -172,15 +192,17 @@ void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Strea
     message_gather_parts(parts, comm);
 }
 
-double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm) {
+double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm, Site site) {
     if (comm.size() == 1) return value;
+    const CollectiveScope scope{"all_reduce", comm, 1, "fp64", site, reduce_name(op)};
     const CommTimer timer;
     mpi_all_reduce(&value, 1, DType::fp64, op, comm);
     return value;
 }
 
-ExactSum all_reduce(ExactSum sum, const Communicator& comm) {
+ExactSum all_reduce(ExactSum sum, const Communicator& comm, Site site) {
     if (comm.size() == 1) return sum;
+    const CollectiveScope scope{"all_reduce", comm, ExactSum::kLimbs + 1, "int64", site, "sum"};
     const CommTimer timer;
     check_mpi(MPI_Allreduce(MPI_IN_PLACE, sum.limb.data(), ExactSum::kLimbs, MPI_INT64_T, MPI_SUM,
                             comm.handle()),
@@ -190,16 +212,19 @@ ExactSum all_reduce(ExactSum sum, const Communicator& comm) {
     return sum;
 }
 
-std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm) {
+std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm,
+                               Site site) {
     if (comm.size() == 1) return value;
+    const CollectiveScope scope{"all_reduce", comm, 1, "int64", site, reduce_name(op)};
     const CommTimer timer;
     check_mpi(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, mpi_op(op), comm.handle()),
               "all_reduce", comm);
     return value;
 }
 
-std::string broadcast(std::string text, int root, const Communicator& comm) {
+std::string broadcast(std::string text, int root, const Communicator& comm, Site site) {
     if (comm.size() == 1) return text;
+    const CollectiveScope scope{"broadcast", comm, /*count=*/-1, "text", site};
     auto bytes = static_cast<std::int64_t>(text.size());
     check_mpi(MPI_Bcast(&bytes, 1, MPI_INT64_T, root, comm.handle()), "broadcast", comm);
     text.resize(static_cast<std::size_t>(bytes));
@@ -208,9 +233,10 @@ std::string broadcast(std::string text, int root, const Communicator& comm) {
     return text;
 }
 
-void broadcast(TensorView t, int root, const Communicator& comm) {
+void broadcast(TensorView t, int root, const Communicator& comm, Site site) {
     if (comm.size() == 1 || t.bytes() == 0) return;
     require_host(t, "broadcast");
+    const CollectiveScope scope{"broadcast", comm, t.numel(), dtype_name(t.dtype), site};
     const CommTimer timer;
     constexpr std::int64_t kMost = 1 << 30;  // MPI counts are ints
     for (std::int64_t done = 0; done < t.bytes(); done += kMost)
@@ -219,8 +245,9 @@ void broadcast(TensorView t, int root, const Communicator& comm) {
                   "broadcast", comm);
 }
 
-void barrier(const Communicator& comm) {
+void barrier(const Communicator& comm, Site site) {
     if (comm.size() == 1) return;
+    const CollectiveScope scope{"barrier", comm, 0, "bytes", site};
     check_mpi(MPI_Barrier(comm.handle()), "barrier", comm);
 }
 

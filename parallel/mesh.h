@@ -30,7 +30,7 @@ struct Mesh {
 /// comm: five MPI_Comm_split over the world, the shared memory and the machine groups of dp and tp
 /// errors: ConfigError when world != dp x tp
 Mesh make_mesh(std::int64_t dp, std::int64_t tp, Overlap overlap = Overlap::off,
-               std::vector<int> machine_of = {});
+               std::vector<int> machine_of = {}, Site site = {});
 /// Waits for the queue and closes the communicators; all ranks reach it.
 void close_mesh(Mesh& mesh);
 
