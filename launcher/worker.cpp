@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -18,8 +19,10 @@
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/mesh.h"
+#include "trainer/fault_hook.h"
 #include "trainer/memory_advice.h"
 #include "trainer/metrics.h"
+#include "trainer/pre_flight.h"
 #include "trainer/report.h"
 #include "trainer/stop_signal.h"
 #include "trainer/train_loop.h"
@@ -87,13 +90,36 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
         static_cast<double>(plan.total_bytes()) / (1 << 20));
 }
 
+// Names a machine or link that is much slower than the others, as a warning, before training.
+// STOA_PREFLIGHT=off leaves it out, STOA_PREFLIGHT=FACTOR sets what counts as much (4).
+void pre_flight(const Communicator& world, Watch& watch) {
+    const char* text = std::getenv("STOA_PREFLIGHT");
+    if (world.size() == 1 || (text != nullptr && std::string(text) == "off")) return;
+    const double given = text == nullptr ? 0.0 : std::atof(text);
+    const PreFlightTimes times = measure_pre_flight(world);
+    if (world.rank() != 0) return;
+    for (const PreFlightOutlier& o : find_outliers(times, given > 1.0 ? given : 4.0)) {
+        const std::string who = o.peer < 0 ? fmt::format("rank {}", o.rank)
+                                           : fmt::format("ranks {} and {}", o.rank, o.peer);
+        log_warn("pre-flight: {} of {} took {:.1f} ms, {:.1f} times the median of {:.2f} ms",
+                 o.what, who, o.ms, o.ms / o.median_ms, o.median_ms);
+        watch.record("pre_flight", 0,
+                     {{"what", o.what},
+                      {"who", who},
+                      {"ms", fmt::format("{:.2f}", o.ms)},
+                      {"median_ms", fmt::format("{:.2f}", o.median_ms)}});
+    }
+}
+
 }  // namespace
 
-ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
+ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Watch& watch) {
     set_log_rank(session.rank());
     install_stop_handlers();  // from here on a signal means: save, then leave
     // Before the mesh exists its shape must be known: the first agreement is over all ranks.
     Mesh everyone = make_mesh(session.size(), 1);
+    watch.begin(everyone.world);
+    fault_in(Phase::start, 0, session.rank());
     LoadedConfig loaded;
     RunConfig config;
     agree(everyone.world, "load config", [&] {
@@ -113,6 +139,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
         if (mesh.world.rank() == 0) make_run_directory(config, loaded);
     });
     agree(mesh.world, "open log", [&] { open_log(config.run_dir() + "/logs", mesh.world.rank()); });
+    watch.records_in(config.run_dir());
 
     std::unique_ptr<Tokenizer> tokenizer;
     agree(mesh.world, "load tokenizer", [&] {
@@ -143,13 +170,18 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
                  .resolved_config = loaded.resolved_yaml,
                  .resume_command = options.resume_command};
     announce(run, plan);
+    pre_flight(mesh.world, watch);
     agree(mesh.world, "check for a fresh start", [&] {
         if (options.fresh && !list_checkpoints(config.run_dir()).empty())
             throw ConfigError({.what = "--fresh, but the run has checkpoints",
                                .where = config.run_dir(),
                                .hint = "choose another run.name, or leave out --fresh to resume"});
     });
-    resume_run(run);
+    {
+        const PhaseScope phase(Phase::restore);
+        fault_in(Phase::restore, 0, session.rank());
+        resume_run(run);
+    }
     if (run_finished(run.curriculum, config) && run.curriculum.step > 0) {
         log_info(
             "the run is finished: {} steps are done. To train on, add another stage "
@@ -160,6 +192,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
         return ExitCode::ok;
     }
     const ExitCode code = train_loop(run);
+    set_phase(Phase::end);
     close_mesh(mesh);
     close_mesh(everyone);
     return code;

@@ -90,7 +90,7 @@ void take_beat(const json& beat, double now, RankReport& r) {
     r.phase_begin = since("phase_age");
     r.progress_at = since("idle");
     r.step = beat.at("step").get<std::int64_t>();
-    r.queue_waited_for = std::clamp(beat.at("queue").get<int>(), 0, kLanes - 1);
+    r.queue_waited_for = std::clamp(beat.at("queue").get<int>(), 0, kBoardLanes - 1);
     r.trouble = beat.value("trouble", "");
     r.groups.clear();
     for (const json& g : beat.at("groups")) {
@@ -98,11 +98,11 @@ void take_beat(const json& beat, double now, RankReport& r) {
             GroupMark{.ordinal = g.at(0).get<std::int32_t>(),
                       .first = g.at(1).get<std::int32_t>(),
                       .size = g.at(2).get<std::int32_t>(),
-                      .lane = static_cast<Lane>(std::clamp(g.at(3).get<int>(), 0, kLanes - 1)),
+                      .lane = static_cast<Lane>(std::clamp(g.at(3).get<int>(), 0, kBoardLanes - 1)),
                       .sequence = g.at(4).get<std::uint64_t>()});
         copy_text(mark.name, g.at(5).get<std::string>());
     }
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    for (std::size_t lane = 0; lane < kBoardLanes; ++lane) {
         r.lanes[lane].clear();
         for (const json& s : beat.at("lanes").at(lane))
             r.lanes[lane].push_back(stamp_of(s, now_ns));

@@ -72,7 +72,7 @@ struct Board {
     Atomic<std::int64_t> took_ns[kPhases];
     Atomic<std::uint64_t> took_count[kPhases];
     BoardRow rows[kRows];
-    BoardLane lanes[kLanes];
+    BoardLane lanes[kBoardLanes];
 };
 
 Board own_board{};  // until open_board finds a file
@@ -137,7 +137,7 @@ BoardView view_of(const Board& b) {
          i < v.steps_done; ++i)
         v.steps.push_back(b.steps[i % kSteps].load());
     const int rows = std::min(kRows, b.rows_made.load(std::memory_order_acquire));
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kBoardLanes; ++l) {
         std::vector<Stamp>& stamps = v.lanes[static_cast<std::size_t>(l)];
         std::vector<GroupMark> groups;
         read_lane(b.lanes[l], [&] {

@@ -29,7 +29,7 @@ Phase phase_of(const std::string& name);
 
 /// The threads of a rank that communicate.
 enum class Lane : std::int32_t { main, dp_queue, tp_queue };
-constexpr int kLanes = 3;
+constexpr int kBoardLanes = 3;
 const char* lane_name(Lane lane);
 /// What this thread's collectives are from now on; Lane::main unless told.
 void set_board_lane(Lane lane);
@@ -72,9 +72,9 @@ struct BoardView {
     int queue_waited_for = 0;      // Lane that the main thread waits for; 0: none
     std::string trouble;           // an error that a peer's mistake may explain
     std::vector<GroupMark> groups;
-    std::array<std::vector<Stamp>, kLanes> lanes;  // the last ones, oldest first
-    std::array<std::uint64_t, kLanes> counts{};    // of all
-    std::vector<StepTime> steps;                   // the last ones, oldest first
+    std::array<std::vector<Stamp>, kBoardLanes> lanes;  // the last ones, oldest first
+    std::array<std::uint64_t, kBoardLanes> counts{};    // of all
+    std::vector<StepTime> steps;                        // the last ones, oldest first
     std::uint64_t steps_done = 0;
     std::array<std::int64_t, kPhases> took_ns{};  // the last time in each phase
     std::array<std::uint64_t, kPhases> took_count{};

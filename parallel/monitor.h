@@ -45,9 +45,9 @@ struct RankReport {
     int queue_waited_for = 0;
     std::string trouble;  // an error in a collective that a peer's mistake may explain
     std::vector<GroupMark> groups;
-    std::array<std::vector<Stamp>, kLanes> lanes;     // the last ones; times in ns of this clock
-    std::vector<StepTime> steps;                      // the last 32
-    std::array<std::vector<double>, kPhases> took_s;  // the last 16 times in each phase
+    std::array<std::vector<Stamp>, kBoardLanes> lanes;  // the last ones; times in ns of this clock
+    std::vector<StepTime> steps;                        // the last 32
+    std::array<std::vector<double>, kPhases> took_s;    // the last 16 times in each phase
     std::array<std::uint64_t, kPhases> took_count{};
     const Stamp* waits_in() const;  // null: it waits for nobody
 };

@@ -51,6 +51,8 @@ void on_rank_0(const Mesh& mesh, const char* phase, Fn&& work) {
 }
 
 void save(TrainRun& run, MetricsFiles& files) {
+    const PhaseScope phase(Phase::save);
+    fault_in(Phase::save, run.curriculum.step, run.mesh.world.rank());
     const RunConfig& config = run.state.config;
     const auto begin = Clock::now();
     const std::string dir = save_checkpoint(config.run_dir(), checkpoint_meta(run),
@@ -63,6 +65,8 @@ void save(TrainRun& run, MetricsFiles& files) {
 }
 
 EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, EvalWhen when) {
+    const PhaseScope phase(Phase::evaluate);
+    fault_in(Phase::evaluate, run.curriculum.step, run.mesh.world.rank());
     EvalReport report =
         evaluate(run.state, run.curriculum, run.loader, run.tokenizer, when, run.mesh, run.exec);
     on_rank_0(run.mesh, "write evaluation", [&] {
@@ -80,6 +84,8 @@ StepResult step_or_abort(TrainRun& run, const StepInputs& in) {
         return train_step(run.state, in, run.mesh, run.exec);
     } catch (const Error& e) {
         if (run.mesh.world.size() == 1) throw;
+        // A collective that fails here may be the fault of a rank that called another one.
+        board_trouble(e.what(), /*seconds=*/1.0);
         fmt::print(stderr, "error: rank {} on {}, step {}: {}\n", run.mesh.world.rank(),
                    host_name(), run.curriculum.step, e.what());
         log_error("step {}: {}", run.curriculum.step, e.what());
@@ -172,8 +178,11 @@ ExitCode train_loop(TrainRun& run) {
     auto last_save = Clock::now();
     double seconds_per_step = 0.0;
     std::int64_t rewinds = 0;  // to the last checkpoint
+    set_phase(Phase::step);
     while (!run_finished(run.curriculum, config)) {
         const auto step_begin = Clock::now();
+        board_step(run.curriculum.step);
+        fault_in(Phase::step, run.curriculum.step, mesh.world.rank());
         const StageConfig& stage = stage_at(run.curriculum, config);
         StepInputs in{.lr = learning_rate(config, run.curriculum),
                       .step = run.curriculum.step,
@@ -187,6 +196,7 @@ ExitCode train_loop(TrainRun& run) {
         const double data_ms = 1e3 * seconds_since(step_begin);
         take_comm_seconds();
         const StepResult result = step_or_abort(run, in);
+        board_step_done();
         const CommSeconds comm = take_comm_seconds();
         run.curriculum = advance(run.curriculum, config);
         const double step_s = seconds_since(step_begin);
@@ -196,6 +206,7 @@ ExitCode train_loop(TrainRun& run) {
         const bool finished = run_finished(run.curriculum, config);
         const bool switched = run.curriculum.stage_begin_step == step && !finished;
         const bool leaving = result.stop != StopRequest::none;
+        if (leaving) set_phase(Phase::drain);
         const StepRecord record{
             .step = step,
             .tokens = run.curriculum.tokens,

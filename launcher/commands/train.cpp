@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <new>
 
 #include "kernels/core/log.h"
 #include "launcher/cli.h"
@@ -54,6 +55,7 @@ int command_train(const Args& args) {
     if (options->count("config") == 0)
         throw ConfigError(
             {.what = "no configuration file given", .hint = "stoa train configs/tiny.yaml"});
+    Watch watch;  // before MPI: a start that hangs is seen, too
     int argc = 0;
     char** argv = nullptr;
     MpiSession session(argc, argv);
@@ -65,17 +67,22 @@ int command_train(const Args& args) {
         worker.overrides = (*options)["set"].as<std::vector<std::string>>();
     ExitCode code = ExitCode::internal;
     try {
-        code = run_worker(worker, session);
+        code = run_worker(worker, session, watch);
     } catch (const Error& e) {
         // Agreed: every rank is here with the same error. Rank 0 tells it once; each rank logs it.
         log_error("{}", e.what());
         code = e.code();
+    } catch (const std::bad_alloc&) {
+        // Not agreed, as what follows: peers may be waiting.
+        fmt::print(stderr, "error: rank {} on {}: out of memory\n", session.rank(), host_name());
+        MpiSession::abort(static_cast<int>(ExitCode::memory));
     } catch (const std::exception& e) {
-        // Not agreed: a bug of ours, and peers may be waiting.
+        // A bug of ours.
         fmt::print(stderr, "error: rank {} on {}: {}\n", session.rank(), host_name(), e.what());
         MpiSession::abort(static_cast<int>(ExitCode::internal));
     }
     session.close();
+    watch.end();
     return static_cast<int>(code);
 }
 
