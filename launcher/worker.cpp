@@ -96,9 +96,10 @@ void pre_flight(const Communicator& world, Watch& watch) {
     const char* text = std::getenv("STOA_PREFLIGHT");
     if (world.size() == 1 || (text != nullptr && std::string(text) == "off")) return;
     const double given = text == nullptr ? 0.0 : std::atof(text);
-    const PreFlightTimes times = measure_pre_flight(world);
+    const double factor = given > 1.0 ? given : 4.0;
+    const PreFlightTimes times = measure_pre_flight(world, factor);
     if (world.rank() != 0) return;
-    for (const PreFlightOutlier& o : find_outliers(times, given > 1.0 ? given : 4.0)) {
+    for (const PreFlightOutlier& o : find_outliers(times, factor)) {
         const std::string who = o.peer < 0 ? fmt::format("rank {}", o.rank)
                                            : fmt::format("ranks {} and {}", o.rank, o.peer);
         log_warn("pre-flight: {} of {} took {:.1f} ms, {:.1f} times the median of {:.2f} ms",

@@ -185,11 +185,12 @@ struct ControlThread::State {
         const double silent = now - heard_at;
         const bool gone = gone_since > 0.0 && now - gone_since > options.fence_s;
         if (!gone && silent <= kSilentFence * options.fence_s) return;
-        if (options.monitor_pid > 0 && options.monitor_host == host_name())
+        if (options.monitor_pid > 0 && options.monitor_host == host_name() && socket.open())
             kill_soon(options.monitor_pid);
         const std::string why =
             fmt::format("no answer from the monitor at {} for {:.1f} s", options.addresses, silent);
-        fmt::print(stderr, "error: rank {} on {}: {}\n", options.rank, host_name(), why);
+        if (options.rank <= 1)  // the first that is left speaks for all
+            fmt::print(stderr, "error: rank {} on {}: {}\n", options.rank, host_name(), why);
         leave_now(static_cast<int>(ExitCode::fenced), why, options.on_leave);
     }
 
@@ -204,6 +205,10 @@ struct ControlThread::State {
         last_try = now - kDoubtSeconds;
         bool trouble_sent = false;
         while (!closing.load()) {
+            // This process itself was stopped, or its machine: nobody could be heard.
+            const double gap = seconds_now() - now;
+            if (gap > kDoubtSeconds) heard_at += gap;
+            if (gap > kDoubtSeconds && gone_since > 0.0) gone_since += gap;
             now = seconds_now();
             const double retry = socket.open() ? 1.0 : kBeatSeconds;
             if ((!socket.open() || now - heard_at > kDoubtSeconds) && now - last_try >= retry)
@@ -225,9 +230,9 @@ struct ControlThread::State {
             std::uint64_t woken = 0;
             if (fds[0].revents != 0 && read(wake, &woken, sizeof woken) < 0) woken = 0;
             socket.flush();
-            now = seconds_now();
-            receive(now);
-            fence_or_go_on(now);
+            const double heard = seconds_now();
+            receive(heard);
+            if (heard - now < kDoubtSeconds) fence_or_go_on(heard);
         }
         send_events();
         socket.send(json{{"t", "bye"}}.dump());

@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <limits>
 #include <new>
 #include <stdexcept>
@@ -53,6 +54,17 @@ const std::vector<Fault>& faults() {
         n = n + 1;
 }
 
+// Seconds of this thread's processor time.
+void compute_for(double seconds) {
+    const auto spent = [] {
+        timespec t{};
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+        return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+    };
+    for (const double begin = spent(); spent() - begin < seconds;)
+        continue;
+}
+
 void happen_in_step(const Fault& f, std::int64_t step) {
     if (f.kind == "slow" && step >= f.step)
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -77,8 +89,7 @@ void fault_in(Phase phase, std::int64_t step, int rank) {
         if (f.rank != rank) continue;
         if (phase == Phase::step) happen_in_step(f, step);
         const bool early = phase == Phase::start || phase == Phase::restore;
-        if (phase == Phase::start && f.kind == "slow" && f.step == 0)
-            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        if (phase == Phase::start && f.kind == "slow" && f.step == 0) compute_for(0.05);
         if (f.kind == std::string("throw-") + phase_name(phase) && (early || step >= f.step))
             throw std::runtime_error("STOA_FAULT asked for an exception");
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 
 #include "kernels/matmul.h"
 #include "parallel/check_mpi.h"
@@ -15,17 +16,28 @@ namespace {
 constexpr int kTries = 3;
 constexpr int kAllPairs = 32;  // ranks
 
+double wall_ms() {
+    return std::chrono::duration<double, std::milli>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
 template <class Fn>
-double best_ms(const Fn& fn) {
+double best_ms(double (*clock)(), const Fn& fn) {
     double best = 1e30;
     for (int i = 0; i < kTries; ++i) {
-        const auto begin = std::chrono::steady_clock::now();
+        const double begin = clock();
         fn();
-        best = std::min(best, std::chrono::duration<double, std::milli>(
-                                  std::chrono::steady_clock::now() - begin)
-                                  .count());
+        best = std::min(best, clock() - begin);
     }
     return best;
+}
+
+// Of this thread: another process on its core does not count.
+double cpu_ms() {
+    timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return 1e3 * static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_nsec);
 }
 
 double time_product(int rank) {
@@ -34,7 +46,7 @@ double time_product(int rank) {
     const auto view = [](std::vector<float>& v) {
         return TensorView{reinterpret_cast<std::byte*>(v.data()), DType::fp32, {kSize, kSize}, {}};
     };
-    return best_ms([&] {
+    return best_ms(cpu_ms, [&] {
         fault_in(Phase::start, 0, rank);
         matmul({.c = view(c), .a = view(a), .b = view(b)}, {});
     });
@@ -42,7 +54,7 @@ double time_product(int rank) {
 
 double time_copy() {
     std::vector<char> from(8 << 20, 1), to(from.size(), 2);
-    return best_ms([&] { std::memcpy(to.data(), from.data(), to.size()); });
+    return best_ms(cpu_ms, [&] { std::memcpy(to.data(), from.data(), to.size()); });
 }
 
 // The others that rank r has a link to measure with, in an order in which pairs meet: in round k
@@ -75,7 +87,7 @@ std::vector<int> partners_of(int r, int size) {
 double time_link(int peer, const Communicator& world) {
     constexpr int kBytes = 256 << 10, kTag = 71;
     std::vector<char> give(kBytes, 1), got(kBytes);
-    return best_ms([&] {
+    return best_ms(wall_ms, [&] {
         check_mpi(MPI_Sendrecv(give.data(), kBytes, MPI_CHAR, peer, kTag, got.data(), kBytes,
                                MPI_CHAR, peer, kTag, world.handle(), MPI_STATUS_IGNORE),
                   "pre-flight", world);
@@ -90,7 +102,9 @@ double lower_median(std::vector<double> v) {
 
 }  // namespace
 
-PreFlightTimes measure_pre_flight(const Communicator& world) {
+namespace {
+
+PreFlightTimes measure_once(const Communicator& world) {
     const auto ranks = static_cast<std::size_t>(world.size()),
                me = static_cast<std::size_t>(world.rank());
     barrier(world);
@@ -115,6 +129,25 @@ PreFlightTimes measure_pre_flight(const Communicator& world) {
             if (const double ms = table[(2 + a) * ranks + b]; ms > 0.0)
                 times.links.push_back({static_cast<int>(a), static_cast<int>(b), ms});
     return times;
+}
+
+}  // namespace
+
+PreFlightTimes measure_pre_flight(const Communicator& world, double factor) {
+    constexpr int kMostPasses = 4;
+    PreFlightTimes best = measure_once(world);
+    for (int pass = 1; pass < kMostPasses && !find_outliers(best, factor).empty(); ++pass) {
+        const PreFlightTimes again = measure_once(world);  // all ranks have the same times
+        const auto keep_best = [](std::vector<double>& a, const std::vector<double>& b) {
+            for (std::size_t i = 0; i < a.size(); ++i)
+                a[i] = std::min(a[i], b[i]);
+        };
+        keep_best(best.product_ms, again.product_ms);
+        keep_best(best.copy_ms, again.copy_ms);
+        for (std::size_t i = 0; i < best.links.size(); ++i)
+            best.links[i].ms = std::min(best.links[i].ms, again.links[i].ms);
+    }
+    return best;
 }
 
 std::vector<PreFlightOutlier> find_outliers(const PreFlightTimes& times, double factor) {

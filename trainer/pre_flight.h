@@ -22,11 +22,13 @@ struct PreFlightOutlier {
     double ms = 0.0, median_ms = 0.0;
 };
 
-/// Each rank times a product of 256 x 256 matrices and a copy of 8 MiB, all at once, then 256 KiB
-/// there and back with every other rank (up to 32 ranks; beyond, with the ranks 1, 2, 4, ...
-/// further). The best of three each, so that a busy moment does not count: some ten milliseconds
-/// in all. Every rank gets all times.     comm: messages between pairs, one all_reduce(world)
-PreFlightTimes measure_pre_flight(const Communicator& world);
+/// Each rank times a product of 256 x 256 matrices and a copy of 8 MiB, all at once, in its own
+/// processor time; then 256 KiB there and back with every other rank (up to 32 ranks; beyond, with
+/// the ranks 1, 2, 4, ... further), on the clock. The best of three each, some ten milliseconds in
+/// all; and again, up to three times, while something is off by `factor`, so that a busy moment
+/// does not count. Every rank gets all times.
+/// comm: messages between pairs, one barrier and one all_reduce(world) per pass
+PreFlightTimes measure_pre_flight(const Communicator& world, double factor);
 
 /// What takes `factor` times the median of its kind and a millisecond more. Of two values the
 /// median is the smaller.
