@@ -224,6 +224,7 @@ Watch::~Watch() { end(); }
 void Watch::begin(const Communicator& world) {
     State& s = *state_;
     if (s.supervised || world.size() == 1 || env_text("STOA_WATCHDOG") == "off") return;
+    s.rank = world.rank();  // mpirun may number them otherwise: parallel/node_map.h
     // One message: {"a": addresses, "t": token, "p": pid, "h": host}, or the error of rank 0.
     json where;
     if (world.rank() == 0) {

@@ -19,7 +19,7 @@
 namespace stoa {
 namespace {
 
-constexpr int kRing = 16, kRows = 24, kSteps = 32;
+constexpr int kRing = 16, kRows = 40, kSteps = 32;
 constexpr std::uint32_t kMagic = 0x53544f41;  // "STOA"
 
 template <class T>
@@ -77,6 +77,7 @@ struct Board {
 
 Board own_board{};  // until open_board finds a file
 Board* the_board = &own_board;
+std::string the_path;
 thread_local Lane this_lane = Lane::main;
 // Of the main thread only.
 std::int64_t blocked_at_step_begin = 0;
@@ -212,16 +213,24 @@ std::int64_t monotonic_ns() {
 
 void open_board(int generation, int rank) {
     const char* dir = std::getenv("STOA_BOARD_DIR");
+    int fd = -1;
     if (dir != nullptr && *dir != '\0') {
-        const std::string path = fmt::format("{}/rank-{:04}", dir, rank);
-        const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-        void* memory = MAP_FAILED;
-        if (fd >= 0 && ftruncate(fd, sizeof(Board)) == 0)
-            memory = mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-                          fd, 0);
-        if (fd >= 0) close(fd);
-        if (memory != MAP_FAILED) the_board = static_cast<Board*>(memory);  // zeros: empty
+        the_path = fmt::format("{}/rank-{:04}", dir, rank);
+        fd = open(the_path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     }
+    if (fd < 0) {
+        fd = memfd_create("stoa-board", MFD_CLOEXEC);  // stays open: the path leads through it
+        the_path = fd < 0 ? "" : fmt::format("/proc/{}/fd/{}", getpid(), fd);
+    }
+    void* memory = MAP_FAILED;
+    if (fd >= 0 && ftruncate(fd, sizeof(Board)) == 0)
+        memory =
+            mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (memory != MAP_FAILED)
+        the_board = static_cast<Board*>(memory);  // zeros: empty
+    else
+        the_path.clear();
+    if (fd >= 0 && !the_path.starts_with("/proc/")) close(fd);
     Board& b = *the_board;
     b.generation = generation;
     b.rank = rank;
@@ -233,6 +242,8 @@ void open_board(int generation, int rank) {
     b.progress_ns.store(now);
     b.magic.store(kMagic, std::memory_order_release);
 }
+
+const std::string& board_path() { return the_path; }
 
 BoardView read_board() { return view_of(*the_board); }
 

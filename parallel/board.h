@@ -85,9 +85,11 @@ struct BoardView {
 std::int64_t monotonic_ns();
 
 /// Places the board of this process in $STOA_BOARD_DIR/rank-NNNN where that is set and can be
-/// written (it stays readable when the process is gone), else in memory of its own. Before other
-/// threads begin.
+/// written (it stays readable when the process is gone), else in a file that only /proc knows.
+/// Before other threads begin.
 void open_board(int generation, int rank);
+/// Where other processes of this host read it; empty: nowhere.
+const std::string& board_path();
 /// What this process has published.
 BoardView read_board();
 /// A board file of another process.     errors: none; rank -1 where it cannot be read

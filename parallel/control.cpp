@@ -115,7 +115,7 @@ struct ControlThread::State {
         return json{
             {"t", "hello"},         {"token", options.token}, {"generation", options.generation},
             {"rank", options.rank}, {"world", options.world}, {"host", host_name()},
-            {"pid", getpid()},      {"time", unix_time()}}
+            {"pid", getpid()},      {"board", board_path()},  {"time", unix_time()}}
             .dump();
     }
 

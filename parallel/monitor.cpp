@@ -112,6 +112,7 @@ struct Monitor::State {
         report.known = report.connected = true;
         report.host = m.value("host", "");
         report.pid = m.value("pid", 0);
+        report.board = m.value("board", "");
         report.local = report.host == host_name();
         if (first)
             events.push_back(
@@ -270,8 +271,13 @@ std::optional<Verdict> Monitor::verdict() {
     std::vector<RankReport> reports = s.reports;
     for (RankReport& r : reports) {
         r.progress_at = std::max(r.progress_at, s.calm_since);
-        if (r.known && r.local && !r.finished && now - r.heard_at > kQuietSeconds)
-            r.process_state = state_of_process(r.pid);
+        if (!r.known || !r.local || r.finished || now - r.heard_at <= kQuietSeconds) continue;
+        r.process_state = state_of_process(r.pid);
+        // What it did after its last heartbeat, if its memory is still there.
+        const BoardView board = read_board_file(r.board);
+        if (board.rank < 0 || board.pid != r.pid) continue;
+        r.steps.clear();
+        take_beat(beat_of(board, monotonic_ns(), /*all_stamps=*/true, 0), now, r);
     }
     return judge(reports, learned_limits(s.options.limits, reports), now);
 }

@@ -37,6 +37,7 @@ struct RankReport {
     bool local = false;      // on the monitor's host
     std::string host;
     int pid = 0;
+    std::string board;         // a file of its host
     char process_state = '?';  // of /proc/PID/stat where it is local and silent: T = stopped
     double heard_at = 0.0;     // its last message; before the first: when watching began
     Phase phase = Phase::start;
