@@ -16,6 +16,7 @@
 #include "configs/load_run_config.h"
 #include "kernels/core/log.h"
 #include "kernels/core/thread_pool.h"
+#include "launcher/run_lock.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/mesh.h"
@@ -44,7 +45,7 @@ void write_file(const std::string& path, const std::string& text) {
              .hint = "make it writable, free space, or choose another with run.dir=PATH"});
 }
 
-void make_run_directory(const RunConfig& config, const LoadedConfig& loaded) {
+void make_run_directory(const RunConfig& config, const LoadedConfig& loaded, RunLock& lock) {
     std::error_code failed;
     fs::create_directories(config.run_dir() + "/logs", failed);
     if (failed)
@@ -52,6 +53,9 @@ void make_run_directory(const RunConfig& config, const LoadedConfig& loaded) {
                          .where = config.run_dir(),
                          .actual = failed.message(),
                          .hint = "make it writable or choose another with run.dir=PATH"});
+    if (std::getenv("STOA_JOB") == nullptr) lock = RunLock(config.run_dir(), "stoa train");
+    if (!lock.stale().empty())
+        log_info("taking over the run directory from a job that has ended: {}", lock.stale());
     write_file(config.run_dir() + "/config.yaml", loaded.source_text);
     write_file(config.run_dir() + "/resolved.yaml", loaded.resolved_yaml);
 }
@@ -77,6 +81,12 @@ int threads_of(const RunConfig& config, int ranks_here) {
     const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     const auto all = static_cast<int>(std::thread::hardware_concurrency());
     return std::max(1, mine < all ? mine : mine / ranks_here);
+}
+
+// The supervisor goes one checkpoint further back when a run keeps failing at the same step.
+std::int64_t resume_limit() {
+    const char* text = std::getenv("STOA_RESUME_AT_MOST");
+    return text == nullptr || *text == '\0' ? kAnyStep : std::atoll(text);
 }
 
 void announce(const TrainRun& run, const MemoryPlan& plan) {
@@ -136,8 +146,10 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
             "the network; start a multiple of tp = {} ranks on each machine",
             mesh.tp_across_machines, mesh.dp_size(), mesh.tp_size());
 
+    RunLock lock;  // a supervisor holds it for its ranks
     agree(mesh.world, "make run directory", [&] {
-        if (mesh.world.rank() == 0) make_run_directory(config, loaded);
+        if (mesh.world.rank() != 0) return;
+        make_run_directory(config, loaded, lock);
     });
     agree(mesh.world, "open log", [&] { open_log(config.run_dir() + "/logs", mesh.world.rank()); });
     watch.records_in(config.run_dir());
@@ -181,7 +193,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
     {
         const PhaseScope phase(Phase::restore);
         fault_in(Phase::restore, 0, session.rank());
-        resume_run(run);
+        resume_run(run, resume_limit());
     }
     if (run_finished(run.curriculum, config) && run.curriculum.step > 0) {
         log_info(

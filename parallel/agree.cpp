@@ -49,6 +49,7 @@ void agree(const Communicator& comm, const std::string& phase, const std::functi
         std::stoi(broadcast(std::to_string(static_cast<int>(failure.code)), root, comm, site)));
     for (std::string* text : members(failure.fields))
         *text = broadcast(*text, root, comm, site);
+    failure.fields.rank = root;
     throw Error(code, failure.fields);
 }
 

@@ -8,9 +8,11 @@
 #include <atomic>
 #include <cstring>
 #include <ctime>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <thread>
 
 #include "kernels/core/log.h"
@@ -274,8 +276,20 @@ void set_phase(Phase phase) {
     b.progress_ns.store(now, kRelaxed);
 }
 Phase current_phase() { return static_cast<Phase>(the_board->phase.load(kRelaxed)); }
-PhaseScope::PhaseScope(Phase phase) : before_(current_phase()) { set_phase(phase); }
-PhaseScope::~PhaseScope() { set_phase(before_); }
+namespace {
+// The innermost phase that an exception is leaving, or has left.
+thread_local std::optional<Phase> left_by_exception;
+}  // namespace
+
+PhaseScope::PhaseScope(Phase phase) : before_(current_phase()) {
+    left_by_exception.reset();
+    set_phase(phase);
+}
+PhaseScope::~PhaseScope() {
+    if (std::uncaught_exceptions() > 0 && !left_by_exception) left_by_exception = current_phase();
+    set_phase(before_);
+}
+Phase phase_of_failure() { return left_by_exception.value_or(current_phase()); }
 
 void board_step(std::int64_t step) {
     Board& b = *the_board;

@@ -109,6 +109,8 @@ private:
 /// For the rest of the process.
 void set_phase(Phase phase);
 Phase current_phase();
+/// Where an exception that this thread has just caught began; else the current one.
+Phase phase_of_failure();
 /// A step begins: `step` are done before it.
 void board_step(std::int64_t step);
 /// That step is done: publishes its time, and how much of it this rank computed.

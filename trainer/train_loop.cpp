@@ -8,6 +8,7 @@
 #include "kernels/core/log.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
+#include "parallel/exit_record.h"
 #include "parallel/mpi_session.h"
 #include "trainer/fault_hook.h"
 #include "trainer/lr_schedule.h"
@@ -80,17 +81,32 @@ EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, EvalWhen when
 // A step in which peers may already wait in a collective: an error ends the job at once, named by
 // rank.
 StepResult step_or_abort(TrainRun& run, const StepInputs& in) {
+    const int rank = run.mesh.world.rank();
+    const auto leave = [&](ExitCode code, const char* kind, const std::string& text) {
+        if (run.mesh.world.size() == 1) throw;
+        fmt::print(stderr, "error: rank {} on {}, step {}: {}\n", rank, host_name(),
+                   run.curriculum.step, text);
+        log_error("step {}: {}", run.curriculum.step, text);
+        write_exit_record({.rank = rank,
+                           .code = static_cast<int>(code),
+                           .kind = kind,
+                           .what = text,
+                           .phase = "step",
+                           .step = run.curriculum.step});
+        MpiSession::abort(static_cast<int>(code));
+    };
     try {
         return train_step(run.state, in, run.mesh, run.exec);
     } catch (const Error& e) {
-        if (run.mesh.world.size() == 1) throw;
         // A collective that fails here may be the fault of a rank that called another one.
-        board_trouble(e.what(), /*seconds=*/1.0);
-        fmt::print(stderr, "error: rank {} on {}, step {}: {}\n", run.mesh.world.rank(),
-                   host_name(), run.curriculum.step, e.what());
-        log_error("step {}: {}", run.curriculum.step, e.what());
-        MpiSession::abort(static_cast<int>(e.code()));
+        if (run.mesh.world.size() > 1) board_trouble(e.what(), /*seconds=*/1.0);
+        leave(e.code(), "error", e.what());
+    } catch (const std::bad_alloc&) {
+        leave(ExitCode::memory, "bad_alloc", "out of memory");
+    } catch (const std::exception& e) {
+        leave(ExitCode::internal, "exception", e.what());
     }
+    __builtin_unreachable();  // leave() returns on no path
 }
 
 void report_end(TrainRun& run, MetricsFiles& files, const EvalReport& last) {
@@ -141,8 +157,8 @@ void rewind_run(TrainRun& run, MetricsFiles& files, std::int64_t rewinds) {
 
 }  // namespace
 
-bool resume_run(TrainRun& run) {
-    const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh);
+bool resume_run(TrainRun& run, std::int64_t at_most) {
+    const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh, at_most);
     if (dir.empty()) return false;
     // The manifest first: a configuration that does not fit is refused by its key, not by a
     // tensor's shape; and the formats of the layers are its policy's.

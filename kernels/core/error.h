@@ -32,6 +32,7 @@ struct ErrorFields {
     std::string expected{};  // the rule
     std::string actual{};    // what was found
     std::string hint{};      // what to do next
+    int rank = -1;           // the world rank that met it, once ranks have agreed on it
 };
 
 /// "where: what: expected E, got G\n  hint: H"
