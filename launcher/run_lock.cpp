@@ -21,6 +21,7 @@
 namespace stoa {
 namespace {
 
+constexpr int kLeavingMs = 3000;
 constexpr double kLiveSeconds = 30.0;  // an owner touches its lock several times in this
 
 std::string read_all(int fd) {
@@ -118,9 +119,17 @@ RunLock::RunLock(const std::string& run_dir, const std::string& what)
                          .where = path_,
                          .actual = std::strerror(errno),
                          .hint = "make it writable or choose another with run.dir=PATH"});
-    const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
-    const int failure = errno;
-    const auto owner = owner_in(read_all(fd));
+    bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+    int failure = errno;
+    auto owner = owner_in(read_all(fd));
+    // Ranks of an mpirun that was just killed may still be on their way out.
+    for (int i = 0; i < kLeavingMs / 50; ++i) {
+        if (locked || failure != EWOULDBLOCK || !owner || owner->what != "stoa train") break;
+        usleep(50'000);
+        locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+        failure = errno;
+        owner = owner_in(read_all(fd));
+    }
     if (!locked && failure == EWOULDBLOCK) {
         close(fd);
         throw taken(path_, owner ? describe(*owner) : "another process",

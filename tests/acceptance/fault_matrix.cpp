@@ -344,7 +344,7 @@ int main(int argc, char** argv) {
     Json result = Json::array();
     bool holds = true;
     const auto add = [&](const std::string& name, int times, const auto& trial) {
-        if (!wanted(argc, argv, name)) return;
+        if (times == 0 || !wanted(argc, argv, name)) return;
         std::vector<Trial> trials;
         for (int i = 0; i < times; ++i)
             trials.push_back(trial(i));
