@@ -106,8 +106,10 @@ std::int64_t process_start_time(int pid) {
     if (name_end == std::string::npos) return 0;
     std::istringstream fields(text.substr(name_end + 1));
     std::string field;
-    for (int i = 3; i <= 22; ++i)
+    for (int i = 3; i <= 22; ++i) {
         if (!(fields >> field)) return 0;
+        if (i == 3 && (field == "Z" || field == "X")) return 0;  // ended, and not yet reaped
+    }
     return std::atoll(field.c_str());
 }
 

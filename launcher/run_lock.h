@@ -37,7 +37,8 @@ private:
     std::string path_, stale_;
 };
 
-/// When a process began, in ticks since boot (field 22 of /proc/PID/stat); 0: there is none.
+/// When a process began, in ticks since boot (field 22 of /proc/PID/stat); 0: there is none,
+/// or it has ended and its parent has not looked.
 std::int64_t process_start_time(int pid);
 
 }  // namespace stoa
