@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -102,6 +103,11 @@ CollectiveFault collective_fault(std::int64_t step, int rank) {
         if (f.kind == "swap-collective") return CollectiveFault::swap;
     }
     return CollectiveFault::none;
+}
+
+bool fault_due(std::int64_t step) {
+    return std::ranges::any_of(
+        faults(), [&](const Fault& f) { return f.kind == "kill" && f.step == step; });
 }
 
 Injection fault_injection(std::int64_t step, int rank, std::size_t micro_batch) {

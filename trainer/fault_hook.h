@@ -29,6 +29,8 @@ void fault_in(Phase phase, std::int64_t step, int rank);
 /// What this rank does with the step's last collective of the world.
 enum class CollectiveFault { none, skip, swap };
 CollectiveFault collective_fault(std::int64_t step, int rank);
+/// Whether any rank is killed at this step: then a save in flight ends first.
+bool fault_due(std::int64_t step);
 
 /// With STOA_FAULT=inf@FIRST-LAST:RANK:LAYER (or nan@...), that rank's gradient of that layer's
 /// output holds Inf (NaN) in one value, in the first micro-batch of the steps that begin after

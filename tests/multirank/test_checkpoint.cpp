@@ -145,7 +145,7 @@ TEST_CASE("an error on one rank is the same error on all", "[checkpoint]") {
     }
     MPI_Barrier(MPI_COMM_WORLD);
     CHECK(list_checkpoints(run.path) == std::vector<std::string>{good});
-    CHECK_FALSE(fs::exists(run.path + "/ckpt/.step-000000002.tmp"));
+    CHECK_FALSE(fs::exists(run.path + "/ckpt/.step-000000002.g0.tmp"));
     CHECK(find_checkpoint(run.path, s.mesh) == good);
 }
 
