@@ -56,15 +56,6 @@ std::string new_id() {
     return id;
 }
 
-std::string claim_id(const std::string& run_dir) {
-    std::string id = read_line(id_path(run_dir));
-    if (!id.empty()) return id;
-    id = id_of_checkpoints(run_dir);
-    if (id.empty()) id = new_id();
-    write_line(run_dir, id_path(run_dir), id);
-    return id;
-}
-
 std::int64_t claim_generation(const std::string& run_dir) {
     const char* const given = std::getenv("STOA_GENERATION");
     const std::int64_t last = read_generation(run_dir);
@@ -99,6 +90,15 @@ void require_same_directory(const std::string& run_dir, const std::string& id) {
 
 }  // namespace
 
+std::string claim_run_id(const std::string& run_dir) {
+    std::string id = read_line(id_path(run_dir));
+    if (!id.empty()) return id;
+    id = id_of_checkpoints(run_dir);
+    if (id.empty()) id = new_id();
+    write_line(run_dir, id_path(run_dir), id);
+    return id;
+}
+
 std::int64_t read_generation(const std::string& run_dir) {
     const std::string line = read_line(generation_path(run_dir));
     if (line.empty()) return -1;
@@ -132,7 +132,7 @@ RunIdentity claim_run(const std::string& run_dir, const Communicator& world) {
     RunIdentity me;
     agree(world, "claim run directory", [&] {
         if (world.rank() == 0)
-            me = {.run_id = claim_id(run_dir), .generation = claim_generation(run_dir)};
+            me = {.run_id = claim_run_id(run_dir), .generation = claim_generation(run_dir)};
     });
     me.run_id = broadcast(me.run_id, 0, world);
     me.generation = std::stoll(broadcast(std::to_string(me.generation), 0, world));

@@ -23,6 +23,9 @@ struct RunIdentity {
 /// shared; CheckpointError
 RunIdentity claim_run(const std::string& run_dir, const Communicator& world);
 
+/// The id, read or made; for tools that start no run. One process; no comm.
+/// errors: CheckpointError
+std::string claim_run_id(const std::string& run_dir);
 /// <run>/generation, or -1 where there is none.     errors: CheckpointError when it is no number
 std::int64_t read_generation(const std::string& run_dir);
 /// Durable, by rename.

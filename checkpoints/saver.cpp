@@ -47,12 +47,13 @@ std::int64_t estimate_bytes(const CheckpointMeta& meta, const std::vector<Tensor
     return bytes;
 }
 
-/// Checkpoints that may go do so, oldest first, until there is room. The newest good one and the
-/// milestones stay.
+/// What the next checkpoint will push out goes before it is written where that makes room, oldest
+/// first. The newest good one and the milestones stay.
 void make_room(const std::string& run_dir, const KeepRule& keep, std::int64_t bytes) {
     const std::string root = checkpoint_root(run_dir);
     if (keep.newest == 0 || free_bytes(root) >= wanted_free_bytes(bytes)) return;
-    for (const std::string& dir : prunable(run_dir, {1, keep.every_steps})) {
+    const KeepRule beside{std::max<std::int64_t>(keep.newest - 1, 1), keep.every_steps};
+    for (const std::string& dir : prunable(run_dir, beside)) {
         if (free_bytes(root) >= wanted_free_bytes(bytes)) return;
         log_warn("little space: {} goes to make room for the next checkpoint", dir);
         delete_checkpoint(dir);
