@@ -202,11 +202,14 @@ void kill_once(const char* self, const std::string& run, int ranks, Draws& draws
     const auto victim = static_cast<int>(draws.below(static_cast<std::uint32_t>(ranks)));
     const auto saves = static_cast<std::int64_t>(draws.below(4));  // committed before
     const auto delay = std::chrono::microseconds(draws.between(0, 300));
-    const auto until = Clock::now() + std::chrono::seconds(4);
-    while (Clock::now() < until && (board.committed < saves * kInterval || board.started == 0 ||
-                                    board.phase[watched] != target)) {
-        if (board.started == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    const auto begin = Clock::now();
+    const auto waited = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
+    while (board.started == 0 && waited() < 60.0)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const double until = waited() + 2.0;  // or at whatever moment it then is
+    while (waited() < until &&
+           (board.committed < saves * kInterval || board.phase[watched] != target))
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
     std::this_thread::sleep_for(delay);
     const int phase = board.phase[watched];
     for (int r = 0; r < ranks; ++r)
@@ -252,7 +255,7 @@ std::map<std::string, std::string> final_state(const std::string& run_dir) {
 /// Real runs, killed at any moment; returns whether the end is that of an undisturbed run.
 bool kill_training(int kills, Draws& draws, Tally& tally) {
     const TempDir dir;
-    const std::int64_t stage_steps = kills <= 10 ? 150 : 600;
+    const std::int64_t stage_steps = kills <= 10 ? 40 : 600;
     if (make_tiny_project(dir.path, stage_steps).code != 0) return false;
     const auto command = [&](const std::string& name) {
         return std::vector<std::string>{"mpirun",
@@ -379,22 +382,28 @@ int main(int argc, char** argv) {
                              "OMPI_MCA_rmaps_base_oversubscribe"})
         ::setenv(name, "1", 1);
     ::setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 1);
-    const int alone = quick ? 30 : 180, together = quick ? 14 : 300, training = quick ? 3 : 20;
+    const int alone = quick ? 30 : 180, together = quick ? 14 : 300, training = quick ? 2 : 20;
     const int flips = quick ? 60 : 500;
     Draws draws(mix_key(5, 77), 0);
     const auto begin = Clock::now();
+    const auto so_far = [&](const char* what) {
+        fmt::print("{}: {:.1f} s\n", what,
+                   std::chrono::duration<double>(Clock::now() - begin).count());
+        std::fflush(stdout);
+    };
     const json flipped = flip_bits(argv[0], flips, draws);
-    fmt::print("flips: {}\n", flipped.dump());
+    so_far("flips");
     Tally tally;
     {
         const TempDir dir;
         for (int i = 0; i < alone; ++i)
             kill_once(argv[0], dir / "alone", 1, draws, tally);
+        so_far("kills of one process");
         for (int i = 0; i < together; ++i) {
             const int ranks = i % 3 == 2 ? 4 : i % 3 == 1 ? 3 : 2;
             kill_once(argv[0], dir / "together", ranks, draws, tally);
         }
-        std::fflush(stdout);
+        so_far("kills under mpirun");
     }
     const bool same_end = kill_training(training, draws, tally);
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
