@@ -81,14 +81,13 @@ struct FoundCheckpoint {
     std::string dir;  // "": there is none at all
     std::vector<RefusedCheckpoint> refused;
 };
-/// The newest checkpoint of `run_dir`, of at most `at_most` steps, that verifies on all ranks (manifest hash, file sizes and
-/// hashes) and, where `run_id` is given, was written by that run. Others are passed over with a
-/// warning that names file and cause. Nothing is changed.
-/// comm: broadcast(world) and agree(world), once and once per candidate
-/// errors: CheckpointError when there are checkpoints but none can be taken
+/// The newest checkpoint of `run_dir`, of at most `at_most` steps, that verifies on all ranks
+/// (manifest hash, file sizes and hashes) and, where `run_id` is given, was written by that run.
+/// Others are passed over with a warning that names file and cause. Nothing is changed. comm:
+/// broadcast(world) and agree(world), once and once per candidate errors: CheckpointError when
+/// there are checkpoints but none can be taken
 FoundCheckpoint find_newest(const std::string& run_dir, const Mesh& mesh,
-                            const std::string& run_id = "",
-                            std::int64_t at_most = kAnyStep);
+                            const std::string& run_id = "", std::int64_t at_most = kAnyStep);
 /// Its directory alone.
 std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh,
                             std::int64_t at_most = kAnyStep);

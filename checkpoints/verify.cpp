@@ -174,8 +174,8 @@ RefusedCheckpoint::Why why_refused(const ErrorFields& e) {
 
 }  // namespace
 
-FoundCheckpoint find_newest(const std::string& run_dir, const Mesh& mesh,
-                            const std::string& run_id, std::int64_t at_most) {
+FoundCheckpoint find_newest(const std::string& run_dir, const Mesh& mesh, const std::string& run_id,
+                            std::int64_t at_most) {
     std::vector<std::string> dirs = agreed_checkpoints(run_dir, mesh);
     std::erase_if(dirs, [&](const std::string& dir) {
         return step_of_name(std::filesystem::path(dir).filename().string()) > at_most;

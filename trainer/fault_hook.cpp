@@ -106,8 +106,8 @@ CollectiveFault collective_fault(std::int64_t step, int rank) {
 }
 
 bool fault_due(std::int64_t step) {
-    return std::ranges::any_of(
-        faults(), [&](const Fault& f) { return f.kind == "kill" && f.step == step; });
+    return std::ranges::any_of(faults(),
+                               [&](const Fault& f) { return f.kind == "kill" && f.step == step; });
 }
 
 Injection fault_injection(std::int64_t step, int rank, std::size_t micro_batch) {

@@ -81,7 +81,7 @@ int rank_main(int argc, char** argv) {
     const auto begin = Clock::now();
     const double budget_s = quick ? 35.0 : 420.0;
     set_cpu_threads(1);
-    Mesh mesh = make_mesh(2, 1, /*overlap=*/true);
+    Mesh mesh = make_mesh(2, 1, Overlap::automatic);
     const RunConfig config = config_of(quick);
     TrainState s = make_train_state(config, 0, 1, Exec{}, mesh.dp_rank());
     const auto slowest = [&](double x) { return all_reduce_scalar(x, ReduceOp::max, mesh.world); };

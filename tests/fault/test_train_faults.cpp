@@ -255,7 +255,7 @@ TEST_CASE("checkpoints of another run and damaged ones step aside, with an event
 }
 
 TEST_CASE("an older generation of a run leaves with 82", "[fault]") {
-    REQUIRE(train("fenced", "", 2, "STOA_GENERATION=4 STOA_FAULT=kill@7:0").code == 137);
+    REQUIRE(train("fenced", "", 2, "STOA_GENERATION=4 STOA_FAULT=kill@7:0*").code == 137);
     write_text(run_dir("fenced") + "/generation", "5\n");
     check_one_error(train("fenced", "", 2, "STOA_GENERATION=4"), 82,
                     {"another generation", "fenced/generation"});
