@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@ namespace stoa {
 namespace {
 
 constexpr std::size_t kChunkBytes = std::size_t{4} << 20;
+std::atomic<std::int64_t> moved = 0;  // bytes, by every thread
 
 std::string to_hex(const XXH128_hash_t& h) {
     return fmt::format("{:016x}{:016x}", h.high64, h.low64);
@@ -111,6 +113,7 @@ void File::read_at(std::int64_t offset, std::span<std::byte> out) const {
                 {.what = "file ends early",
                  .where = path_,
                  .expected = fmt::format("{} more bytes at {}", out.size(), offset)});
+        moved += n;
         offset += n;
         out = out.subspan(static_cast<std::size_t>(n));
     }
@@ -121,6 +124,7 @@ void File::write_at(std::int64_t offset, Bytes bytes) {
         const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), offset);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) throw io_error(path_, "write", n < 0 ? errno : EIO);
+        moved += n;
         offset += n;
         bytes = bytes.subspan(static_cast<std::size_t>(n));
     }
@@ -224,6 +228,8 @@ void write_text_synced(const std::string& path, const std::string& text) {
     file.write_at(0, std::as_bytes(std::span(text)));
     file.sync();
 }
+
+std::int64_t bytes_moved() { return moved; }
 
 std::string hash_file(const std::string& path) {
     const File file = File::open_read(path);

@@ -95,6 +95,8 @@ std::string read_text(const std::string& path, std::int64_t most_bytes = std::in
 std::int64_t free_bytes(const std::string& dir);
 /// Creates `path` with `text`, reserved and synced.
 void write_text_synced(const std::string& path, const std::string& text);
+/// Bytes that this process has read and written here so far: whether a long wait goes on.
+std::int64_t bytes_moved();
 std::string hash_file(const std::string& path);
 /// Makes the names in a directory durable.
 void sync_directory(const std::string& path);

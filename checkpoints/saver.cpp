@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <utility>
 
 #include "checkpoints/file_io.h"
 #include "checkpoints/rank_file.h"
@@ -109,8 +110,11 @@ void CheckpointSaver::run(std::function<void()> job) {
 }
 
 void CheckpointSaver::wait_for_job() {
+    constexpr auto kLook = std::chrono::milliseconds(250);
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !job_; });
+    for (std::int64_t moved = bytes_moved();
+         !changed_.wait_for(lock, kLook, [&] { return !job_; });)
+        if (bytes_moved() != std::exchange(moved, bytes_moved())) board_pulse();  // it goes on
 }
 
 SaveWords CheckpointSaver::words() const {

@@ -442,7 +442,8 @@ int supervise(const LaunchOptions& options) {
             .token = random_token()};
     job.lock = RunLock(job.run_dir, "stoa launch");
     const RunStatus before = read_status(job.run_dir);
-    job.status.generation = before.generation;
+    job.status.generation =
+        std::max(before.generation, static_cast<int>(read_generation(job.run_dir)));
     job.status.step = before.step;
     clean_up_before(job);
     wait_for_old_ranks(job, before, signals, stop);

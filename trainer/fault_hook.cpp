@@ -96,6 +96,12 @@ void fault_in(Phase phase, std::int64_t step, int rank) {
     }
 }
 
+void pace_step(std::chrono::steady_clock::time_point begin) {
+    static const char* const text = std::getenv("STOA_PACE_MS");
+    if (text != nullptr)
+        std::this_thread::sleep_until(begin + std::chrono::milliseconds(std::atoi(text)));
+}
+
 CollectiveFault collective_fault(std::int64_t step, int rank) {
     for (const Fault& f : faults()) {
         if (f.rank != rank || f.step != step) continue;

@@ -309,6 +309,7 @@ ExitCode train_loop(TrainRun& run) {
         const double data_ms = 1e3 * seconds_since(step_begin);
         take_comm_seconds();
         const StepResult result = step_or_abort(run, in);
+        pace_step(step_begin);
         board_step_done();
         const CommSeconds comm = take_comm_seconds();
         run.curriculum = advance(run.curriculum, config);
