@@ -30,6 +30,8 @@ constexpr Verb kVerbs[] = {
     {"train", command_train, "train, alone or as one rank under mpirun or srun"},
     {"launch", command_launch, "start several ranks of train on this machine"},
     {"generate", command_generate, "continue a prompt with a trained model"},
+    {"slurm", command_slurm, "write a batch script for SLURM, and submit it"},
+    {"status", command_status, "how a run is: step, speed, last checkpoint, last fault, job"},
     {"ckpt", command_ckpt, "list, show and verify checkpoints"},
 };
 

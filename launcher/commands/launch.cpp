@@ -13,6 +13,7 @@
 #include "configs/load_run_config.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/slurm_requeue.h"
 
 extern char** environ;
 
@@ -167,17 +168,22 @@ void pass_on_requests(pid_t child, int& passed) {
     }
 }
 
-int wait_for_mpirun(pid_t child, const StopSignals& signals) {
-    int passed = 0, status = 0;
+int wait_for_mpirun(pid_t child, const StopSignals& signals, SlurmDeadline deadline) {
+    int passed = 0, status = 0, waited = 0;
     for (;;) {
         const pid_t done = waitpid(child, &status, WNOHANG);
         if (done == child) break;
         if (done < 0 && errno != EINTR)
             throw DeviceError({.what = std::string("lost mpirun: ") + std::strerror(errno)});
+        if (g_stop_signals == 0 && deadline.reached()) {
+            fmt::print(stderr, "stoa: the SLURM job ends in {:.0f} s\n", deadline.seconds_left());
+            on_stop_signal(SIGUSR2);
+        }
         pass_on_requests(child, passed);
         // A request that reaches mpirun before its ranks exist is lost: ask again until it is gone.
         constexpr int kAskAgainSeconds = 10;
-        if (signals.wait(kAskAgainSeconds) && passed == 1) kill(child, SIGUSR2);
+        waited = signals.wait(1) ? waited + 1 : 0;
+        if (waited > 0 && waited % kAskAgainSeconds == 0 && passed == 1) kill(child, SIGUSR2);
     }
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     constexpr int kSaved = static_cast<int>(ExitCode::preempted);
@@ -190,7 +196,8 @@ int wait_for_mpirun(pid_t child, const StopSignals& signals) {
     return g_interrupted ? static_cast<int>(ExitCode::interrupted) : kSaved;
 }
 
-int run_mpirun(LaunchPlan& plan) {
+int run_mpirun(LaunchPlan& plan, double stop_before_s) {
+    const auto job = slurm_job();
     int error_pipe[2];
     if (pipe2(error_pipe, O_CLOEXEC) != 0)
         throw DeviceError({.what = std::string("cannot make a pipe: ") + std::strerror(errno)});
@@ -218,7 +225,8 @@ int run_mpirun(LaunchPlan& plan) {
              .hint = "install Open MPI (Debian: apt install openmpi-bin), or train in one process "
                      "with `stoa train`"});
     }
-    return wait_for_mpirun(child, signals);
+    return wait_for_mpirun(child, signals,
+                           job ? SlurmDeadline(*job, stop_before_s) : SlurmDeadline());
 }
 
 LaunchPlan plan_launch(int ranks, const std::vector<std::string>& extra,
@@ -270,7 +278,10 @@ int command_launch(const Args& args) {
                                                          "refuse to start where checkpoints exist")(
         "dry-run", po::bool_switch(), "print the command instead of running it")(
         "mpirun-args", po::value<std::string>()->default_value(""),
-        "further arguments of mpirun, in one word");
+        "further arguments of mpirun, in one word")(
+        "requeue", po::bool_switch(), "in a SLURM job: into the queue again after a stop (75)")(
+        "stop-before", po::value<double>()->default_value(0.0),
+        "in a SLURM job: save and leave when it ends in less than this many seconds");
     line.positional.add("config", -1);
     const auto values = parse_command_line(line, args);
     if (!values) return 0;
@@ -282,7 +293,9 @@ int command_launch(const Args& args) {
     if (values->contains("tp"))
         words.push_back(fmt::format("parallel.tp={}", (*values)["tp"].as<int>()));
     // One report here instead of one per rank.
-    resolve_for_world(load_run_config(words[0], {words.begin() + 1, words.end()}).config, ranks);
+    const std::string run_dir =
+        resolve_for_world(load_run_config(words[0], {words.begin() + 1, words.end()}).config, ranks)
+            .run_dir();
     if ((*values)["fresh"].as<bool>()) words.emplace_back("--fresh");
     LaunchPlan plan =
         plan_launch(ranks, split_words((*values)["mpirun-args"].as<std::string>()), words);
@@ -294,7 +307,16 @@ int command_launch(const Args& args) {
         fmt::print("{}\n", shell_line(plan.command));
         return 0;
     }
-    return run_mpirun(plan);
+    const auto job = slurm_job();
+    if (job) write_slurm_event(run_dir, "slurm_job", *job);
+    const int code = run_mpirun(plan, (*values)["stop-before"].as<double>());
+    if (job && code == static_cast<int>(ExitCode::preempted) && (*values)["requeue"].as<bool>()) {
+        std::signal(SIGTERM, SIG_IGN);  // SLURM's, to everything in a job that it requeues
+        const RequeueResult again = requeue_slurm_job(*job);
+        write_slurm_event(run_dir, again.requeued ? "requeue" : "no_requeue", *job, again.text);
+        fmt::print(stderr, "stoa: {}\n", again.text);
+    }
+    return code;
 }
 
 }  // namespace stoa
