@@ -165,7 +165,8 @@ RequeueResult requeue_slurm_job(const SlurmJob& job) {
         if (attempt > 0) std::this_thread::sleep_for(std::chrono::seconds(3));
         const ToolOutput asked = run_tool({"squeue", "-h", "-j", job.id, "-o", "%T"}, 10.0);
         const std::string state = first_line(asked.out);
-        if (asked.code == 0 && !state.empty() && state != "RUNNING") {
+        const bool ours = state == "RUNNING" || state == "SIGNALING";  // a preemption's warning
+        if (asked.code == 0 && !state.empty() && !ours) {
             result.text =
                 fmt::format("SLURM is ending job {} itself ({}): left to SLURM, not requeued by us",
                             job.id, state);
