@@ -1,10 +1,12 @@
 #include "trainer/fault_hook.h"
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <string_view>
+#include <thread>
 
 namespace stoa {
 
@@ -12,8 +14,11 @@ void fault_point(std::int64_t step, int rank) {
     const char* text = std::getenv("STOA_FAULT");
     long long at = 0;
     int who = 0;
-    if (text == nullptr || std::sscanf(text, "kill@%lld:%d", &at, &who) != 2) return;
-    if (step == at && rank == who) std::raise(SIGKILL);
+    if (text == nullptr) return;
+    if (std::sscanf(text, "kill@%lld:%d", &at, &who) == 2 && step == at && rank == who)
+        std::raise(SIGKILL);
+    if (std::sscanf(text, "slow@%lld:%d", &at, &who) == 2 && step >= at && rank == who)
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
 }
 
 Injection fault_injection(std::int64_t step, int rank, std::size_t micro_batch) {

@@ -6,8 +6,8 @@
 namespace stoa {
 
 /// For fault tests: with STOA_FAULT=kill@STEP:RANK in the environment, that rank kills itself
-/// (SIGKILL) right after STEP steps, when their checkpoint, if due, is committed. Nothing without
-/// the variable.
+/// (SIGKILL) right after STEP steps, when their checkpoint, if due, is committed; with
+/// slow@STEP:RANK it waits 50 ms in each step from there on. Nothing without the variable.
 void fault_point(std::int64_t step, int rank);
 
 /// With STOA_FAULT=inf@FIRST-LAST:RANK:LAYER (or nan@...), that rank's gradient of that layer's
