@@ -8,10 +8,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 preset=cpu-release
 select=()
+targets=()
 if [ "${1:-}" = "--asan" ]; then
     shift
     preset=cpu-asan
     select=(-L 'unit|conformance')
+    targets=(--target stoa tests_unit tests_conformance)
 fi
 jobs=$(nproc)
 began=$SECONDS
@@ -20,7 +22,7 @@ echo "== packages"
 ./setup.sh
 echo "== build ($preset, $jobs jobs)"
 cmake --preset "$preset" >/dev/null
-cmake --build --preset "$preset" -j "$jobs" -- --quiet
+cmake --build --preset "$preset" "${targets[@]}" -j "$jobs" -- --quiet
 echo "== tests (build took $((SECONDS - began)) s)"
 # Real crawl files for the tests that want them; those tests skip with a reason where there are none.
 if [ -z "${STOA_SHARED_DATA:-}" ] && [ -d ../shared/data ]; then

@@ -9,6 +9,7 @@
 //   <run>/LATEST                                 "ckpt/step-000000200", a hint for people and tools
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -49,11 +50,14 @@ struct CheckpointMeta {
 std::string save_checkpoint(const std::string& run_dir, const CheckpointMeta& meta,
                             const std::vector<TensorShard>& shards, const Mesh& mesh);
 
-/// The newest checkpoint of `run_dir` that verifies on all ranks (manifest hash, file sizes and
-/// hashes), or "" when there is none at all. A damaged one is skipped with a warning that names
-/// file and cause. comm: broadcast(world) and agree(world), once and once per candidate errors:
-/// CheckpointError when there are checkpoints but none verifies
-std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh);
+constexpr std::int64_t kAnyStep = std::numeric_limits<std::int64_t>::max();
+
+/// The newest checkpoint of `run_dir`, of at most `at_most` steps, that verifies on all ranks
+/// (manifest hash, file sizes and hashes), or "" when there is none at all. A damaged one is
+/// skipped with a warning that names file and cause. comm: broadcast(world) and agree(world), once
+/// and once per candidate errors: CheckpointError when there are checkpoints but none verifies
+std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh,
+                            std::int64_t at_most = kAnyStep);
 
 /// Whether the shards must name every tensor of the checkpoint (a resumed run) or may leave some
 /// out (a reader of the weights alone).

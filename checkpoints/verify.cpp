@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <ranges>
 #include <set>
 #include <sstream>
@@ -146,8 +147,11 @@ void verify_together(const std::string& dir, const Mesh& mesh) {
 
 }  // namespace
 
-std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh) {
-    const std::vector<std::string> dirs = agreed_checkpoints(run_dir, mesh);
+std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh, std::int64_t at_most) {
+    std::vector<std::string> dirs = agreed_checkpoints(run_dir, mesh);
+    std::erase_if(dirs, [&](const std::string& dir) {  // ".../step-000000200"
+        return std::atoll(dir.substr(dir.rfind("step-") + 5).c_str()) > at_most;
+    });
     std::string last_cause;
     for (const std::string& dir : dirs) {
         try {

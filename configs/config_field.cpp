@@ -173,23 +173,29 @@ struct Reader {
         }
         return true;
     }
-    // A number, and perhaps a word behind it.
-    bool read_with_word(const ConfigNode& node, std::int64_t* number, const std::string& word,
-                        bool& has_word) {
+    // A number, and perhaps one of the words behind it.
+    bool read_with_word(const ConfigNode& node, std::int64_t* number,
+                        const std::vector<std::string>& words, std::string& word) {
         if (!need_scalar(node)) return false;
         const std::string first = node.text.substr(0, node.text.find(' '));
-        has_word = node.text.size() > first.size();
-        if (has_word && node.text.substr(first.size()) != " " + word)
-            return refuse(node, fmt::format("expected {} (2 {})", type_text(row), word));
+        word = node.text.size() > first.size() ? node.text.substr(first.size() + 1) : "";
+        if (node.text.size() > first.size() && std::ranges::find(words, word) == words.end())
+            return refuse(
+                node, fmt::format("expected {} (2 {})", type_text(row), fmt::join(words, ", 2 ")));
         return read({node.kind, node.place, first, {}, {}}, number);
     }
     bool read(const ConfigNode& node, TpField f) {
-        return read_with_word(node, f.ranks, "sequence", *f.sequence);
+        std::string word;
+        const bool good = read_with_word(node, f.ranks, {"sequence"}, word);
+        *f.sequence = !word.empty();
+        return good;
     }
     bool read(const ConfigNode& node, ZeroField f) {
-        bool blocking = false;
-        const bool good = read_with_word(node, f.level, "blocking", blocking);
-        *f.overlap = !blocking;
+        std::string word;
+        const bool good = read_with_word(node, f.level, {"beside", "blocking"}, word);
+        *f.overlap = word.empty()       ? Overlap::automatic
+                     : word == "beside" ? Overlap::on
+                                        : Overlap::off;
         return good;
     }
     bool read(const ConfigNode& node, DeterminismField f) {
@@ -333,7 +339,8 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
             },
             [](TpField f) { return fmt::format("{}{}", *f.ranks, *f.sequence ? " sequence" : ""); },
             [](ZeroField f) {
-                return fmt::format("{}{}", *f.level, *f.overlap ? "" : " blocking");
+                static constexpr const char* kWords[] = {"", " beside", " blocking"};
+                return fmt::format("{}{}", *f.level, kWords[static_cast<int>(*f.overlap)]);
             },
             [](DeterminismField f) -> std::string {
                 if (*f.mode == Determinism::automatic) return "auto";
@@ -384,7 +391,7 @@ std::string type_text(const KeyRow& row) {
             [](WarmupField) -> std::string { return "a percentage or tokens"; },
             [](RecomputeField) { return joined(words_of(Recompute{})) + ", and blocks"; },
             [](TpField) -> std::string { return "a whole number, and sequence"; },
-            [](ZeroField) -> std::string { return "0, 1, 2 or 3, and blocking"; },
+            [](ZeroField) -> std::string { return "0, 1, 2 or 3, and beside or blocking"; },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration"; },
             [](std::vector<std::string>*) -> std::string { return "a list of names"; },

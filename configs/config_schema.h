@@ -41,7 +41,7 @@ struct TpField {
 };
 struct ZeroField {
     std::int64_t* level;
-    bool* overlap;
+    Overlap* overlap;
 };
 struct DeterminismField {
     Determinism* mode;

@@ -16,6 +16,9 @@ enum class ScheduleKind { wsd, cosine, linear, constant };
 enum class SourceKind { shards, reasoning };
 enum class LossOn { all, solution };
 enum class Determinism { automatic, elastic, fast };
+/// Threads that communicate beside the computation: automatic: where a group crosses machines; on
+/// one machine they would take their time from the computation's cores.
+enum class Overlap { automatic, on, off };
 
 /// run.*
 struct RunSection {
@@ -49,7 +52,7 @@ struct ParallelConfig {
     // What dp ranks share out, each part with the ones before: 1 masters and moments (ZeRO-1), 2
     // gradients, 3 the blocks' weights (FSDP); 0: nothing.
     std::int64_t zero = 1;
-    bool overlap = true;  // communication on threads beside the computation ("1 blocking": not)
+    Overlap overlap = Overlap::automatic;  // "1 beside": on; "1 blocking": off
     std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
     // elastic: sums have the order of `dp_shards` x `tp_chunks` virtual ranks on every mesh that
     // divides them; 0: as many as the mesh has. auto: elastic where gradients are wide.

@@ -28,7 +28,8 @@ constexpr Verb kVerbs[] = {
     {"data", command_data, "turn crawl files into token shards"},
     {"reason", command_reason, "generate and verify reasoning problems"},
     {"train", command_train, "train, alone or as one rank under mpirun or srun"},
-    {"launch", command_launch, "start several ranks of train on this machine"},
+    {"launch", command_launch, "start the ranks of a run, watch them, and restart them"},
+    {"hostcheck", command_hostcheck, nullptr},  // of `stoa launch`, on each host
     {"generate", command_generate, "continue a prompt with a trained model"},
     {"slurm", command_slurm, "write a batch script for SLURM, and submit it"},
     {"status", command_status, "how a run is: step, speed, last checkpoint, last fault, job"},
@@ -50,13 +51,15 @@ constexpr const char* kExamples =
 void print_help() {
     fmt::print("{}\nusage: stoa VERB [options]\n\nverbs:\n", kExamples);
     for (const Verb& verb : kVerbs)
-        fmt::print("  {:<10} {}\n", verb.name, verb.about);
+        if (verb.about != nullptr) fmt::print("  {:<10} {}\n", verb.name, verb.about);
     fmt::print(
         "\n`stoa VERB --help` shows examples and options of one verb, `stoa --version` the "
         "version.\n"
         "exit codes: 0 done, 2 command line or configuration, 3 data, 4 memory, 5 device or\n"
-        "communication, 6 checkpoint, 7 diverged, 70 internal, 75 stopped and saved (run again),\n"
-        "130 interrupted and saved\n");
+        "communication, 6 checkpoint, 7 diverged, 69 restarts did not help, 70 internal, 75 "
+        "stopped\n"
+        "and saved (run again), 130 interrupted and saved; of single ranks: 80 a peer is gone,\n"
+        "81 hang, 82 lost its supervisor\n");
 }
 
 /// "stoa reason gen --family NAME" -> "stoa reason gen"
@@ -158,7 +161,7 @@ int run_verb(const std::string& name, const Args& args) {
     std::vector<std::string> names;
     for (const Verb& verb : kVerbs) {
         if (name == verb.name) return verb.run(args);
-        names.emplace_back(verb.name);
+        if (verb.about != nullptr) names.emplace_back(verb.name);
     }
     const auto close = suggest(name, names);
     const std::string did_you_mean =

@@ -17,6 +17,7 @@
 #include "configs/load_run_config.h"
 #include "data/curriculum.h"
 #include "parallel/mpi_session.h"
+#include "trainer/report.h"
 
 namespace stoa {
 namespace {
@@ -200,8 +201,9 @@ bool read_state_file(RunReport& r) {
     r.state = s;
     for (const auto& [theirs, ours] : kNames)
         if (s == theirs) r.state = ours;
-    const bool over = s == "DONE" || s == "PREEMPTED" || s == "STOPPED" || s == "GAVE_UP";
-    if (s == "STOPPED" && code == 130) r.state = "interrupted";
+    const bool over = code >= 0;
+    if (over && code == 130) r.state = "interrupted";
+    if (over && s == "FAILED") r.state = "failed";
     if (over && code > 0 && code != 75 && code != 130) r.why = fmt::format("exit code {}", code);
     if (!over && supervisor_is_gone(state)) {
         r.state = "dead";
@@ -211,20 +213,23 @@ bool read_state_file(RunReport& r) {
 }
 
 /// Without a supervisor: from what rank 0 has written and when.
-void guess_state(RunReport& r, const Story& story) {
+void guess_state(RunReport& r, const Story& story, double now) {
     // As long as an evaluation or a save may take beside twenty steps.
     const double patience_s = std::max(120.0, 20.0 * r.step_ms / 1e3);
+    const double heard = r.last_step_age_s >= 0.0
+                             ? std::min(r.last_step_age_s, std::max(0.0, now - story.last_time))
+                             : std::max(0.0, now - story.last_time);
     if (r.total_steps > 0 && r.step >= r.total_steps)
         r.state = "finished";
     else if (!story.stop.empty())
         r.state = story.stop;
     else if (!story.begun)
         r.state = "not started";
-    else if (r.last_step_age_s >= 0.0 && r.last_step_age_s <= patience_s)
-        r.state = "running";
+    else if (heard <= patience_s)
+        r.state = r.step > 0 ? "running" : "starting";
     else {
         r.state = "silent";
-        r.why = fmt::format("no step for {:.0f} s", std::max(0.0, r.last_step_age_s));
+        r.why = "nothing written for " + human_duration(heard);
     }
 }
 
@@ -249,7 +254,7 @@ RunReport read_run_report(const std::string& run_dir, double now) {
     read_config(r);
     read_checkpoints(r);
     const Story story = read_events(r);
-    if (!read_state_file(r)) guess_state(r, story);
+    if (!read_state_file(r)) guess_state(r, story, now);
     const bool goes = r.state == "running" || r.state == "starting" || r.state == "restarting" ||
                       r.state == "saving";
     if (goes && r.total_steps > r.step && r.step_ms > 0.0)

@@ -9,8 +9,9 @@ namespace stoa {
 
 struct RunReport {
     std::string run_dir;
-    // running, starting, restarting, saving, finished, preempted, interrupted, stopped, gave up,
-    // dead (it says running, but its supervisor is gone), silent (no step for long), not started
+    // running, starting, restarting, saving, waiting for hosts, in the queue, finished, preempted,
+    // interrupted, stopped, failed, gave up, dead (it says running, but its supervisor is gone),
+    // silent (no step for long), not started
     std::string state, why;                  // why: one line, may be empty
     std::int64_t step = 0, total_steps = 0;  // 0: not known
     std::int64_t tokens = 0;

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cctype>
 
-#include "launcher/shell_words.h"
+#include "launcher/process.h"
 
 namespace stoa {
 namespace {
@@ -141,19 +141,19 @@ std::string sbatch_script(const SlurmOptions& o) {
     // On one node all of it can live inside; on several, mpirun has to reach the other nodes'
     // SLURM.
     if (kind == ContainerKind::apptainer && o.nodes == 1) line += container_args(o, kind) + " ";
-    line += shell_word(o.program) + fmt::format(" launch --ranks {}", ranks);
+    line += shell_line({o.program}) + fmt::format(" launch --ranks {}", ranks);
     if (kind == ContainerKind::apptainer && o.nodes > 1)
-        line += " --mpirun-args " + shell_word(container_args(o, kind));
+        line += " --mpirun-args " + shell_line({container_args(o, kind)});
     if (kind == ContainerKind::pyxis)
-        line += " --srun --mpirun-args " + shell_word(container_args(o, kind));
+        line += " --srun --mpirun-args " + shell_line({container_args(o, kind)});
     if (o.requeue) line += " --requeue";
     // The signal comes `signal_seconds` before the end or earlier. Where it does not come at all:
     line += fmt::format(" --stop-before {}", std::max(1, o.signal_seconds * 2 / 3));
     if (!o.launch_args.empty()) line += " " + o.launch_args;
-    line += " " + shell_words(o.words);
+    line += " " + shell_line(o.words);
     if (!o.array_seeds.empty()) {
         line += fmt::format(" run.seed=\"$SLURM_ARRAY_TASK_ID\" {}\"$SLURM_ARRAY_TASK_ID\"",
-                            shell_word("run.name=" + o.run_name + "-seed"));
+                            shell_line({"run.name=" + o.run_name + "-seed"}));
     }
     s.say(line);
     return s.text;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -15,11 +16,14 @@
 #include "configs/load_run_config.h"
 #include "kernels/core/log.h"
 #include "kernels/core/thread_pool.h"
+#include "launcher/run_lock.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/mesh.h"
+#include "trainer/fault_hook.h"
 #include "trainer/memory_advice.h"
 #include "trainer/metrics.h"
+#include "trainer/pre_flight.h"
 #include "trainer/report.h"
 #include "trainer/stop_signal.h"
 #include "trainer/train_loop.h"
@@ -41,7 +45,7 @@ void write_file(const std::string& path, const std::string& text) {
              .hint = "make it writable, free space, or choose another with run.dir=PATH"});
 }
 
-void make_run_directory(const RunConfig& config, const LoadedConfig& loaded) {
+void make_run_directory(const RunConfig& config, const LoadedConfig& loaded, RunLock& lock) {
     std::error_code failed;
     fs::create_directories(config.run_dir() + "/logs", failed);
     if (failed)
@@ -49,6 +53,9 @@ void make_run_directory(const RunConfig& config, const LoadedConfig& loaded) {
                          .where = config.run_dir(),
                          .actual = failed.message(),
                          .hint = "make it writable or choose another with run.dir=PATH"});
+    if (std::getenv("STOA_JOB") == nullptr) lock = RunLock(config.run_dir(), "stoa train");
+    if (!lock.stale().empty())
+        log_info("taking over the run directory from a job that has ended: {}", lock.stale());
     write_file(config.run_dir() + "/config.yaml", loaded.source_text);
     write_file(config.run_dir() + "/resolved.yaml", loaded.resolved_yaml);
 }
@@ -76,6 +83,12 @@ int threads_of(const RunConfig& config, int ranks_here) {
     return std::max(1, mine < all ? mine : mine / ranks_here);
 }
 
+// The supervisor goes one checkpoint further back when a run keeps failing at the same step.
+std::int64_t resume_limit() {
+    const char* text = std::getenv("STOA_RESUME_AT_MOST");
+    return text == nullptr || *text == '\0' ? kAnyStep : std::atoll(text);
+}
+
 void announce(const TrainRun& run, const MemoryPlan& plan) {
     const RunConfig& c = run.state.config;
     log_info(
@@ -87,13 +100,37 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
         static_cast<double>(plan.total_bytes()) / (1 << 20));
 }
 
+// Names a machine or link that is much slower than the others, as a warning, before training.
+// STOA_PREFLIGHT=off leaves it out, STOA_PREFLIGHT=FACTOR sets what counts as much (4).
+void pre_flight(const Communicator& world, Watch& watch) {
+    const char* text = std::getenv("STOA_PREFLIGHT");
+    if (world.size() == 1 || (text != nullptr && std::string(text) == "off")) return;
+    const double given = text == nullptr ? 0.0 : std::atof(text);
+    const double factor = given > 1.0 ? given : 4.0;
+    const PreFlightTimes times = measure_pre_flight(world, factor);
+    if (world.rank() != 0) return;
+    for (const PreFlightOutlier& o : find_outliers(times, factor)) {
+        const std::string who = o.peer < 0 ? fmt::format("rank {}", o.rank)
+                                           : fmt::format("ranks {} and {}", o.rank, o.peer);
+        log_warn("pre-flight: {} of {} took {:.1f} ms, {:.1f} times the median of {:.2f} ms",
+                 o.what, who, o.ms, o.ms / o.median_ms, o.median_ms);
+        watch.record("pre_flight", 0,
+                     {{"what", o.what},
+                      {"who", who},
+                      {"ms", fmt::format("{:.2f}", o.ms)},
+                      {"median_ms", fmt::format("{:.2f}", o.median_ms)}});
+    }
+}
+
 }  // namespace
 
-ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
+ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Watch& watch) {
     set_log_rank(session.rank());
     install_stop_handlers();  // from here on a signal means: save, then leave
     // Before the mesh exists its shape must be known: the first agreement is over all ranks.
     Mesh everyone = make_mesh(session.size(), 1);
+    watch.begin(everyone.world);
+    fault_in(Phase::start, 0, session.rank());
     LoadedConfig loaded;
     RunConfig config;
     agree(everyone.world, "load config", [&] {
@@ -103,10 +140,19 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
     require_same_config(loaded, everyone.world);
     Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp, config.parallel.overlap);
 
+    if (mesh.tp_across_machines > 0 && mesh.world.rank() == 0)
+        log_warn(
+            "{} of {} tensor-parallel groups have ranks on several machines: every layer waits for "
+            "the network; start a multiple of tp = {} ranks on each machine",
+            mesh.tp_across_machines, mesh.dp_size(), mesh.tp_size());
+
+    RunLock lock;  // a supervisor holds it for its ranks
     agree(mesh.world, "make run directory", [&] {
-        if (mesh.world.rank() == 0) make_run_directory(config, loaded);
+        if (mesh.world.rank() != 0) return;
+        make_run_directory(config, loaded, lock);
     });
     agree(mesh.world, "open log", [&] { open_log(config.run_dir() + "/logs", mesh.world.rank()); });
+    watch.records_in(config.run_dir());
 
     std::unique_ptr<Tokenizer> tokenizer;
     agree(mesh.world, "load tokenizer", [&] {
@@ -137,13 +183,18 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
                  .resolved_config = loaded.resolved_yaml,
                  .resume_command = options.resume_command};
     announce(run, plan);
+    pre_flight(mesh.world, watch);
     agree(mesh.world, "check for a fresh start", [&] {
         if (options.fresh && !list_checkpoints(config.run_dir()).empty())
             throw ConfigError({.what = "--fresh, but the run has checkpoints",
                                .where = config.run_dir(),
                                .hint = "choose another run.name, or leave out --fresh to resume"});
     });
-    resume_run(run);
+    {
+        const PhaseScope phase(Phase::restore);
+        fault_in(Phase::restore, 0, session.rank());
+        resume_run(run, resume_limit());
+    }
     if (run_finished(run.curriculum, config) && run.curriculum.step > 0) {
         log_info(
             "the run is finished: {} steps are done. To train on, add another stage "
@@ -154,6 +205,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session) {
         return ExitCode::ok;
     }
     const ExitCode code = train_loop(run);
+    set_phase(Phase::end);
     close_mesh(mesh);
     close_mesh(everyone);
     return code;

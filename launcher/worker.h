@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "launcher/watch.h"
 #include "parallel/mpi_session.h"
 
 namespace stoa {
@@ -19,6 +20,6 @@ struct WorkerOptions {
 /// load_run_config -> make_mesh -> plan_memory -> make_train_state -> load_checkpoint ->
 /// train_loop. comm: agree(world) around every phase that can fail locally errors: on all ranks
 /// alike
-ExitCode run_worker(const WorkerOptions& options, const MpiSession& session);
+ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Watch& watch);
 
 }  // namespace stoa

@@ -33,11 +33,12 @@ std::array<std::string*, 5> members(ErrorFields& f) {
 
 }  // namespace
 
-void agree(const Communicator& comm, const std::string& phase, const std::function<void()>& work) {
+void agree(const Communicator& comm, const std::string& phase, const std::function<void()>& work,
+           Site site) {
     Failure failure = run_locally(phase, work);
     const bool failed = failure.code != ExitCode::ok;
-    const std::int64_t first =
-        all_reduce_scalar(std::int64_t{failed ? comm.rank() : comm.size()}, ReduceOp::min, comm);
+    const std::int64_t first = all_reduce_scalar(std::int64_t{failed ? comm.rank() : comm.size()},
+                                                 ReduceOp::min, comm, site);
     if (first == comm.size()) return;
     const int root = static_cast<int>(first);
     if (comm.size() > 1 && comm.rank() == root) {
@@ -45,9 +46,10 @@ void agree(const Communicator& comm, const std::string& phase, const std::functi
         failure.fields.where += failure.fields.where.empty() ? who : " (" + who + ")";
     }
     const auto code = static_cast<ExitCode>(
-        std::stoi(broadcast(std::to_string(static_cast<int>(failure.code)), root, comm)));
+        std::stoi(broadcast(std::to_string(static_cast<int>(failure.code)), root, comm, site)));
     for (std::string* text : members(failure.fields))
-        *text = broadcast(*text, root, comm);
+        *text = broadcast(*text, root, comm, site);
+    failure.fields.rank = root;
     throw Error(code, failure.fields);
 }
 

@@ -11,6 +11,7 @@ namespace stoa {
 /// and its host are added to `where`), so that all ranks stop together with one message and one
 /// exit code. comm: one all-reduce and, on failure, one broadcast over `comm` errors: whatever
 /// `work` throws, on all ranks alike (std::exception becomes ExitCode::internal)
-void agree(const Communicator& comm, const std::string& phase, const std::function<void()>& work);
+void agree(const Communicator& comm, const std::string& phase, const std::function<void()>& work,
+           Site site = {});
 
 }  // namespace stoa

@@ -7,6 +7,7 @@
 
 #include "kernels/core/thread_pool.h"
 #include "parallel/check_mpi.h"
+#include "parallel/machine_parts.h"
 #include "parallel/message_parts.h"
 #include "parallel/message_sum.h"
 
@@ -17,6 +18,18 @@ constexpr std::int64_t kLocalGrain = std::int64_t{1} << 16;  // values worth a t
 
 MPI_Op mpi_op(ReduceOp op) {
     return op == ReduceOp::sum ? MPI_SUM : op == ReduceOp::max ? MPI_MAX : MPI_MIN;
+}
+
+const char* reduce_name(ReduceOp op) {
+    return op == ReduceOp::sum ? "sum" : op == ReduceOp::max ? "max" : "min";
+}
+
+template <class Part>
+std::int64_t count_of(std::span<const Part> parts) {
+    std::int64_t n = 0;
+    for (const Part& p : parts)
+        n += p.count();
+    return n;
 }
 
 void mpi_all_reduce(void* data, std::int64_t count, DType dtype, ReduceOp op,
@@ -34,9 +47,42 @@ void mpi_all_reduce(void* data, std::int64_t count, DType dtype, ReduceOp op,
     }
 }
 
+bool by_machines(DType dtype, SumOrder order, std::int64_t bytes, const Communicator& comm) {
+    const MachineGroups* const g = comm.machine_groups();
+    return g != nullptr && dtype == DType::fp32 && order == SumOrder::chain &&
+           chain_pays(g->rail.size(), g->machine.size(), bytes);
+}
+
+std::int64_t total_bytes(std::span<const PartSum> parts) {
+    std::int64_t bytes = 0;
+    for (const PartSum& p : parts)
+        bytes += p.values.bytes();
+    return bytes;
+}
+
+/// The chain for all ranks: each sums a slice, which then goes to the others.
+void sum_by_machines(float* out, const float* in, std::int64_t count, bool add,
+                     const Communicator& comm) {
+    std::vector<PartSum> sums;
+    std::vector<PartCopy> copies;
+    for (int r = 0; r < comm.size(); ++r) {
+        const std::int64_t begin = count * r / comm.size(),
+                           n = count * (r + 1) / comm.size() - begin;
+        const TensorView total{reinterpret_cast<std::byte*>(out + begin), DType::fp32, {n}, {}};
+        sums.push_back(
+            {r, total, {reinterpret_cast<const std::byte*>(in + begin), DType::fp32, {n}, {}}});
+        copies.push_back({r, total});
+    }
+    machine_sum_parts(sums, add, *comm.machine_groups());
+    machine_gather_parts(copies, *comm.machine_groups());
+}
+
 template <class T>
 void sum(T* out, const T* in, std::int64_t count, SumOrder order, bool add,
          const Communicator& comm) {
+    if constexpr (std::is_same_v<T, float>)
+        if (by_machines(DType::fp32, order, count * size_of(DType::fp32), comm))
+            return sum_by_machines(out, in, count, add, comm);
     if constexpr (!std::is_same_v<T, double>) {
         SharedMemory* const shared = comm.shared_memory();
         if (shared != nullptr && count * static_cast<std::int64_t>(sizeof(T)) > kMessageBytes)
@@ -62,9 +108,11 @@ void require_host(const TensorView& t, const char* name) {
 
 }  // namespace
 
-void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
+void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream, Site site) {
     if (comm.size() == 1) return;
     require_host(t, "all_reduce");
+    const CollectiveScope scope{"all_reduce",        comm, t.numel(),
+                                dtype_name(t.dtype), site, reduce_name(op)};
     const CommTimer timer;
     if (op == ReduceOp::sum && for_summed_dtype(t.dtype, [&]<class T>(T) {
             sum(t.template as<T>().data(), t.template as<T>().data(), t.numel(), SumOrder::tree,
@@ -74,11 +122,13 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream) {
     mpi_all_reduce(t.data, t.numel(), t.dtype, op, comm);
 }
 
-void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
-               Stream) {
+void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm, Stream,
+               Site site) {
     require_host(total, "chain_sum");
     if (total.dtype != values.dtype || total.numel() != values.numel())
         throw ShapeError({.what = "chain_sum", .expected = "total and values alike"});
+    const CollectiveScope scope{
+        "chain_sum", comm, total.numel(), dtype_name(total.dtype), site, add ? "add" : "first"};
     const CommTimer timer;
     const bool known = for_summed_dtype(total.dtype, [&]<class T>(T) {
         T* const out = total.as<T>().data();
@@ -99,11 +149,11 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
 }
 
 void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
-                    const Communicator& comm, Stream stream) {
+                    const Communicator& comm, Stream stream, Site site) {
     if (parts.empty()) return;
     if (comm.size() == 1) {
         for (const PartSum& p : parts)
-            chain_sum(p.total, add, p.values, comm, stream);
+            chain_sum(p.total, add, p.values, comm, stream, site);
         return;
     }
     const DType dtype = parts.front().values.dtype;
@@ -113,7 +163,12 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
              (p.total.dtype != dtype || p.total.numel() != p.values.numel())))
             throw ShapeError(
                 {.what = "reduce_scatter", .expected = "totals and values alike, of one type"});
+    const CollectiveScope scope{
+        "reduce_scatter",  comm, count_of(parts),
+        dtype_name(dtype), site, order == SumOrder::tree ? "tree" : add ? "add" : "first"};
     const CommTimer timer;
+    if (by_machines(dtype, order, total_bytes(parts), comm))
+        return machine_sum_parts(parts, add, *comm.machine_groups());
     const bool known = for_summed_dtype(dtype, [&]<class T>(T) {
         if constexpr (!std::is_same_v<T, double>) {
             if (comm.shared_memory() != nullptr)
@@ -127,22 +182,27 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
                           .actual = dtype_name(dtype)});
 }
 
-void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream) {
+void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream, Site site) {
     if (comm.size() == 1 || parts.empty()) return;
+    const CollectiveScope scope{"all_gather", comm, count_of(parts), "bytes", site};
     const CommTimer timer;
     if (comm.shared_memory() != nullptr) return comm.shared_memory()->gather_parts(parts);
+    if (comm.machine_groups() != nullptr)
+        return machine_gather_parts(parts, *comm.machine_groups());
     message_gather_parts(parts, comm);
 }
 
-double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm) {
+double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm, Site site) {
     if (comm.size() == 1) return value;
+    const CollectiveScope scope{"all_reduce", comm, 1, "fp64", site, reduce_name(op)};
     const CommTimer timer;
     mpi_all_reduce(&value, 1, DType::fp64, op, comm);
     return value;
 }
 
-ExactSum all_reduce(ExactSum sum, const Communicator& comm) {
+ExactSum all_reduce(ExactSum sum, const Communicator& comm, Site site) {
     if (comm.size() == 1) return sum;
+    const CollectiveScope scope{"all_reduce", comm, ExactSum::kLimbs + 1, "int64", site, "sum"};
     const CommTimer timer;
     check_mpi(MPI_Allreduce(MPI_IN_PLACE, sum.limb.data(), ExactSum::kLimbs, MPI_INT64_T, MPI_SUM,
                             comm.handle()),
@@ -152,16 +212,19 @@ ExactSum all_reduce(ExactSum sum, const Communicator& comm) {
     return sum;
 }
 
-std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm) {
+std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm,
+                               Site site) {
     if (comm.size() == 1) return value;
+    const CollectiveScope scope{"all_reduce", comm, 1, "int64", site, reduce_name(op)};
     const CommTimer timer;
     check_mpi(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, mpi_op(op), comm.handle()),
               "all_reduce", comm);
     return value;
 }
 
-std::string broadcast(std::string text, int root, const Communicator& comm) {
+std::string broadcast(std::string text, int root, const Communicator& comm, Site site) {
     if (comm.size() == 1) return text;
+    const CollectiveScope scope{"broadcast", comm, /*count=*/-1, "text", site};
     auto bytes = static_cast<std::int64_t>(text.size());
     check_mpi(MPI_Bcast(&bytes, 1, MPI_INT64_T, root, comm.handle()), "broadcast", comm);
     text.resize(static_cast<std::size_t>(bytes));
@@ -170,9 +233,10 @@ std::string broadcast(std::string text, int root, const Communicator& comm) {
     return text;
 }
 
-void broadcast(TensorView t, int root, const Communicator& comm) {
+void broadcast(TensorView t, int root, const Communicator& comm, Site site) {
     if (comm.size() == 1 || t.bytes() == 0) return;
     require_host(t, "broadcast");
+    const CollectiveScope scope{"broadcast", comm, t.numel(), dtype_name(t.dtype), site};
     const CommTimer timer;
     constexpr std::int64_t kMost = 1 << 30;  // MPI counts are ints
     for (std::int64_t done = 0; done < t.bytes(); done += kMost)
@@ -181,8 +245,9 @@ void broadcast(TensorView t, int root, const Communicator& comm) {
                   "broadcast", comm);
 }
 
-void barrier(const Communicator& comm) {
+void barrier(const Communicator& comm, Site site) {
     if (comm.size() == 1) return;
+    const CollectiveScope scope{"barrier", comm, 0, "bytes", site};
     check_mpi(MPI_Barrier(comm.handle()), "barrier", comm);
 }
 

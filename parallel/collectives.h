@@ -1,6 +1,8 @@
 #pragma once
 // Collectives as free functions on tensors. The data's home chooses the wire: MPI for host memory;
-// NCCL takes over device memory at the same call sites. A group of one waits for nobody.
+// NCCL takes over device memory at the same call sites. A group of one waits for nobody. Every
+// collective of several ranks is stamped on the board (parallel/board.h) with the line that calls
+// it; all ranks of a group reach it at the same line, with the same operation, type and count.
 #include <cstdint>
 #include <span>
 #include <string>
@@ -23,34 +25,37 @@ enum class ReduceOp { sum, max, min };
 /// MPI
 ///        all-reduce over `comm`
 /// errors: CollectiveError
-void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream);
+void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream, Site site = {});
 
 /// total = ((total + rank 0's values) + rank 1's) + ..., without the first summand unless `add`.
 /// `total` holds the same on every rank, before and after; it may be `values`.
 /// dtype: fp32 | fp64 | bf16, both alike     comm, errors: as all_reduce
 void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
-               Stream stream);
+               Stream stream, Site site = {});
 
 /// Each part's owner gets the sum of it in `order`; a chain goes on from total where `add`.
 /// dtype: fp32 | fp64 | bf16, one for all parts     errors: CollectiveError
-/// comm: shared_memory.h on one machine, else message_parts.h
+/// comm: shared_memory.h on one machine, machine_parts.h for large fp32 chains of several ranks on
+/// each of several, else message_parts.h
 void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
-                    const Communicator& comm, Stream stream);
+                    const Communicator& comm, Stream stream, Site site = {});
 
 /// Every rank gets the owners' parts.     dtype: any     comm, errors: as reduce_scatter
-void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream stream);
+void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream stream,
+                Site site = {});
 
-double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm);
+double all_reduce_scalar(double value, ReduceOp op, const Communicator& comm, Site site = {});
 /// The ranks' sum, without rounding.
-ExactSum all_reduce(ExactSum sum, const Communicator& comm);
-std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm);
+ExactSum all_reduce(ExactSum sum, const Communicator& comm, Site site = {});
+std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicator& comm,
+                               Site site = {});
 
 /// Rank `root`'s text on every rank.     comm: two broadcasts
-std::string broadcast(std::string text, int root, const Communicator& comm);
+std::string broadcast(std::string text, int root, const Communicator& comm, Site site = {});
 
 /// Root's bytes of t on every rank.     comm: broadcasts of at most 1 GiB
-void broadcast(TensorView t, int root, const Communicator& comm);
+void broadcast(TensorView t, int root, const Communicator& comm, Site site = {});
 
-void barrier(const Communicator& comm);
+void barrier(const Communicator& comm, Site site = {});
 
 }  // namespace stoa

@@ -6,7 +6,7 @@
 
 namespace stoa {
 
-CommQueue::CommQueue(bool own_thread) {
+CommQueue::CommQueue(bool own_thread, Lane lane) : lane_(lane) {
     if (own_thread) thread_ = std::thread([this] { work(); });
 }
 
@@ -40,6 +40,7 @@ void CommQueue::wait(Ticket ticket) {
     std::unique_lock lock(mutex_);
     if (done_ < ticket) {
         const CommTimer timer;
+        const QueueWaitScope waits(lane_);
         changed_.wait(lock, [&] { return done_ >= ticket; });
     }
     if (failure_) std::rethrow_exception(failure_);
@@ -48,6 +49,7 @@ void CommQueue::wait(Ticket ticket) {
 // After a failure the jobs that follow are dropped: their peers cannot be in step any more.
 void CommQueue::work() {
     count_as_hidden();
+    set_board_lane(lane_);
     std::unique_lock lock(mutex_);
     for (;;) {
         changed_.wait(lock, [&] { return !jobs_.empty() || closing_; });

@@ -10,14 +10,17 @@
 #include <mutex>
 #include <thread>
 
+#include "parallel/board.h"
+
 namespace stoa {
 
 class CommQueue {
 public:
     using Ticket = std::int64_t;  // 0: of no job
 
-    /// Without `own_thread`, submit runs the job before it returns.
-    explicit CommQueue(bool own_thread = false);
+    /// Without `own_thread`, submit runs the job before it returns. `lane`: whose collectives they
+    /// are on the board.
+    explicit CommQueue(bool own_thread = false, Lane lane = Lane::dp_queue);
     /// Waits for the jobs.
     ~CommQueue();
     CommQueue(const CommQueue&) = delete;
@@ -38,6 +41,7 @@ private:
     Ticket submitted_ = 0, done_ = 0;
     std::exception_ptr failure_;
     bool closing_ = false;
+    Lane lane_;
     std::thread thread_;
 };
 

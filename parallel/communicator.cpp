@@ -3,13 +3,33 @@
 #include <utility>
 
 #include "parallel/check_mpi.h"
+#include "parallel/machine_parts.h"
 
 namespace stoa {
+namespace {
+
+// World rank of the member of rank 0; asks nobody.
+int first_member(MPI_Comm comm) {
+    MPI_Group group = MPI_GROUP_NULL, world = MPI_GROUP_NULL;
+    MPI_Comm_group(comm, &group);
+    MPI_Comm_group(MPI_COMM_WORLD, &world);
+    int first = 0, in_world = 0;
+    MPI_Group_translate_ranks(group, 1, &first, world, &in_world);
+    MPI_Group_free(&group);
+    MPI_Group_free(&world);
+    return in_world == MPI_UNDEFINED ? -1 : in_world;
+}
+
+}  // namespace
+
+Communicator::Communicator() = default;
+Communicator::~Communicator() = default;
 
 Communicator::Communicator(MPI_Comm comm, std::string name) : comm_(comm), name_(std::move(name)) {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank", *this);
     check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size", *this);
+    group_ = open_group(name_, first_member(comm_), size_);
 }
 
 Communicator::Communicator(Communicator&& other) noexcept { *this = std::move(other); }
@@ -19,16 +39,33 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
     std::swap(rank_, other.rank_);
     std::swap(size_, other.size_);
     std::swap(name_, other.name_);
+    std::swap(group_, other.group_);
     std::swap(shared_memory_, other.shared_memory_);
+    std::swap(machine_groups_, other.machine_groups_);
     return *this;
 }
 
-void Communicator::share_memory(SharedMemory::Wait wait) {
-    if (size_ > 1) shared_memory_ = SharedMemory::open(comm_, wait);
+void Communicator::share_memory(SharedMemory::Wait wait, Site site) {
+    if (size_ == 1) return;
+    const CollectiveScope scope{"share_memory", *this, 0, "bytes", site};
+    shared_memory_ = SharedMemory::open(comm_, wait);
+}
+
+void Communicator::share_machines(const std::vector<int>& machine_of, SharedMemory::Wait wait,
+                                  Site site) {
+    if (size_ == 1) return;
+    const CollectiveScope scope{"share_machines", *this, 0, "bytes", site};
+    machine_groups_ = open_machine_groups(*this, machine_of, wait);
 }
 
 void Communicator::close() {
     if (comm_ == MPI_COMM_NULL) return;
+    close_group(group_);
+    if (machine_groups_) {
+        machine_groups_->machine.close();
+        machine_groups_->rail.close();
+        machine_groups_.reset();
+    }
     if (shared_memory_) shared_memory_->close();
     shared_memory_.reset();
     MPI_Comm_free(&comm_);
@@ -37,8 +74,9 @@ void Communicator::close() {
     size_ = 1;
 }
 
-int ranks_on_this_machine(const Communicator& comm) {
+int ranks_on_this_machine(const Communicator& comm, Site site) {
     if (comm.size() == 1) return 1;
+    const CollectiveScope scope{"split", comm, 0, "bytes", site};
     MPI_Comm here = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split_type(comm.handle(), MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here),
               "MPI_Comm_split_type", comm);

@@ -5,19 +5,23 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "parallel/board.h"
 #include "parallel/shared_memory.h"
 
 namespace stoa {
 
+struct MachineGroups;  // parallel/machine_parts.h
+
 class Communicator {
 public:
-    Communicator() = default;  // a group of one, without MPI
+    Communicator();  // a group of one, without MPI
     /// Takes ownership of `comm`; `name` appears in messages ("world", "dp", "tp").
     Communicator(MPI_Comm comm, std::string name);
     Communicator(Communicator&& other) noexcept;
     Communicator& operator=(Communicator&& other) noexcept;
-    ~Communicator() = default;  // MPI is closed by close(), which all ranks reach; never here
+    ~Communicator();  // MPI is closed by close(), which all ranks reach; never here
     Communicator(const Communicator&) = delete;
     Communicator& operator=(const Communicator&) = delete;
 
@@ -25,10 +29,17 @@ public:
     int size() const { return size_; }
     const std::string& name() const { return name_; }
     MPI_Comm handle() const { return comm_; }
+    /// The group on the board; a collective counts its sequence up.
+    GroupRow& group() const { return group_; }
     /// Lets large tensors go through shared memory where all ranks are on one machine.
     /// comm: collective
-    void share_memory(SharedMemory::Wait wait = SharedMemory::Wait::spin);
+    void share_memory(SharedMemory::Wait wait = SharedMemory::Wait::spin, Site site = {});
     SharedMemory* shared_memory() const { return shared_memory_.get(); }  // null: messages only
+    /// Lets large tensors of several ranks on each of several machines cross between machines once
+    /// per machine. `machine_of`: by rank of this group     comm: collective
+    void share_machines(const std::vector<int>& machine_of,
+                        SharedMemory::Wait wait = SharedMemory::Wait::spin, Site site = {});
+    const MachineGroups* machine_groups() const { return machine_groups_.get(); }  // null: none
     void close();
 
 private:
@@ -36,10 +47,12 @@ private:
     int rank_ = 0;
     int size_ = 1;
     std::string name_ = "self";
+    mutable GroupRow group_;
     std::unique_ptr<SharedMemory> shared_memory_;
+    std::unique_ptr<MachineGroups> machine_groups_;
 };
 
 /// Ranks of `comm` on this rank's machine.     comm: one split and its end
-int ranks_on_this_machine(const Communicator& comm);
+int ranks_on_this_machine(const Communicator& comm, Site site = {});
 
 }  // namespace stoa

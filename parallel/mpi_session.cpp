@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "kernels/core/error.h"
+#include "parallel/node_map.h"
 
 namespace stoa {
 namespace {
@@ -50,6 +51,7 @@ MpiSession::MpiSession(int& argc, char**& argv) {
             {.what = "MPI_Init failed", .where = host_name(), .hint = "run `mpirun -n 2 true`"});
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    rank_ = numbers_by_machine(machines_of(MPI_COMM_WORLD))[static_cast<std::size_t>(rank_)];
     MPI_Comm node = MPI_COMM_NULL;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node);
     MPI_Comm_rank(node, &local_rank_);

@@ -11,7 +11,7 @@ public:
     ~MpiSession();  // aborts the job when close() was not reached: peers may be waiting
     MpiSession(const MpiSession&) = delete;
     MpiSession& operator=(const MpiSession&) = delete;
-    int rank() const { return rank_; }
+    int rank() const { return rank_; }  // numbered machine by machine (node_map.h), as in a mesh
     int size() const { return size_; }
     int local_rank() const { return local_rank_; }  // among the ranks of this host
     /// MPI_Finalize; all ranks reach it.

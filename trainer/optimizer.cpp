@@ -77,6 +77,7 @@ void adamw_step(ModelState& state, const RunConfig& config, double lr, double gr
         for (std::size_t i = of.first; i < of.first + of.count; ++i)
             update_param(state.params[i], u, exec);
         start_work_gather(state, unit, mesh);  // dp: beside the next unit's update
+        board_pulse();
     }
     await_work(state, mesh);
 }

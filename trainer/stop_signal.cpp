@@ -25,6 +25,10 @@ void install_stop_handlers() {
         sigaction(signal, &action, nullptr);
 }
 
+void request_stop(StopRequest wanted) {
+    if (static_cast<int>(wanted) > request) request = static_cast<int>(wanted);
+}
+
 StopRequest stop_requested() { return static_cast<StopRequest>(static_cast<int>(request)); }
 
 }  // namespace stoa

@@ -8,6 +8,7 @@
 #include "kernels/core/log.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
+#include "parallel/exit_record.h"
 #include "parallel/mpi_session.h"
 #include "trainer/fault_hook.h"
 #include "trainer/lr_schedule.h"
@@ -51,6 +52,8 @@ void on_rank_0(const Mesh& mesh, const char* phase, Fn&& work) {
 }
 
 void save(TrainRun& run, MetricsFiles& files) {
+    const PhaseScope phase(Phase::save);
+    fault_in(Phase::save, run.curriculum.step, run.mesh.world.rank());
     const RunConfig& config = run.state.config;
     const auto begin = Clock::now();
     const std::string dir = save_checkpoint(config.run_dir(), checkpoint_meta(run),
@@ -63,6 +66,8 @@ void save(TrainRun& run, MetricsFiles& files) {
 }
 
 EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, EvalWhen when) {
+    const PhaseScope phase(Phase::evaluate);
+    fault_in(Phase::evaluate, run.curriculum.step, run.mesh.world.rank());
     EvalReport report =
         evaluate(run.state, run.curriculum, run.loader, run.tokenizer, when, run.mesh, run.exec);
     on_rank_0(run.mesh, "write evaluation", [&] {
@@ -76,15 +81,32 @@ EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, EvalWhen when
 // A step in which peers may already wait in a collective: an error ends the job at once, named by
 // rank.
 StepResult step_or_abort(TrainRun& run, const StepInputs& in) {
+    const int rank = run.mesh.world.rank();
+    const auto leave = [&](ExitCode code, const char* kind, const std::string& text) {
+        if (run.mesh.world.size() == 1) throw;
+        fmt::print(stderr, "error: rank {} on {}, step {}: {}\n", rank, host_name(),
+                   run.curriculum.step, text);
+        log_error("step {}: {}", run.curriculum.step, text);
+        write_exit_record({.rank = rank,
+                           .code = static_cast<int>(code),
+                           .kind = kind,
+                           .what = text,
+                           .phase = "step",
+                           .step = run.curriculum.step});
+        MpiSession::abort(static_cast<int>(code));
+    };
     try {
         return train_step(run.state, in, run.mesh, run.exec);
     } catch (const Error& e) {
-        if (run.mesh.world.size() == 1) throw;
-        fmt::print(stderr, "error: rank {} on {}, step {}: {}\n", run.mesh.world.rank(),
-                   host_name(), run.curriculum.step, e.what());
-        log_error("step {}: {}", run.curriculum.step, e.what());
-        MpiSession::abort(static_cast<int>(e.code()));
+        // A collective that fails here may be the fault of a rank that called another one.
+        if (run.mesh.world.size() > 1) board_trouble(e.what(), /*seconds=*/1.0);
+        leave(e.code(), "error", e.what());
+    } catch (const std::bad_alloc&) {
+        leave(ExitCode::memory, "bad_alloc", "out of memory");
+    } catch (const std::exception& e) {
+        leave(ExitCode::internal, "exception", e.what());
     }
+    __builtin_unreachable();  // leave() returns on no path
 }
 
 void report_end(TrainRun& run, MetricsFiles& files, const EvalReport& last) {
@@ -135,8 +157,8 @@ void rewind_run(TrainRun& run, MetricsFiles& files, std::int64_t rewinds) {
 
 }  // namespace
 
-bool resume_run(TrainRun& run) {
-    const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh);
+bool resume_run(TrainRun& run, std::int64_t at_most) {
+    const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh, at_most);
     if (dir.empty()) return false;
     // The manifest first: a configuration that does not fit is refused by its key, not by a
     // tensor's shape; and the formats of the layers are its policy's.
@@ -172,8 +194,11 @@ ExitCode train_loop(TrainRun& run) {
     auto last_save = Clock::now();
     double seconds_per_step = 0.0;
     std::int64_t rewinds = 0;  // to the last checkpoint
+    set_phase(Phase::step);
     while (!run_finished(run.curriculum, config)) {
         const auto step_begin = Clock::now();
+        board_step(run.curriculum.step);
+        fault_in(Phase::step, run.curriculum.step, mesh.world.rank());
         const StageConfig& stage = stage_at(run.curriculum, config);
         StepInputs in{.lr = learning_rate(config, run.curriculum),
                       .step = run.curriculum.step,
@@ -187,6 +212,7 @@ ExitCode train_loop(TrainRun& run) {
         const double data_ms = 1e3 * seconds_since(step_begin);
         take_comm_seconds();
         const StepResult result = step_or_abort(run, in);
+        board_step_done();
         const CommSeconds comm = take_comm_seconds();
         run.curriculum = advance(run.curriculum, config);
         const double step_s = seconds_since(step_begin);
@@ -196,6 +222,7 @@ ExitCode train_loop(TrainRun& run) {
         const bool finished = run_finished(run.curriculum, config);
         const bool switched = run.curriculum.stage_begin_step == step && !finished;
         const bool leaving = result.stop != StopRequest::none;
+        if (leaving) set_phase(Phase::drain);
         const StepRecord record{
             .step = step,
             .tokens = run.curriculum.tokens,

@@ -21,12 +21,11 @@ struct TrainRun {
     std::string resume_command;   // printed at the end
 };
 
-/// Reads the newest good checkpoint of the run directory into `run`, if there is one.
-/// comm: agree(world)
-/// errors: CheckpointError; ConfigError when the configuration no longer fits the checkpoint (names
-/// the
+/// Reads the newest good checkpoint of the run directory, of at most `at_most` steps, into `run`,
+/// if there is one. comm: agree(world) errors: CheckpointError; ConfigError when the configuration
+/// no longer fits the checkpoint (names the
 ///         key, the saved and the new value)
-bool resume_run(TrainRun& run);
+bool resume_run(TrainRun& run, std::int64_t at_most = kAnyStep);
 
 /// Steps until the curriculum ends or a rank is asked to stop; evaluates, saves and reports on the
 /// way. comm: train_step per step; agree(world) around local work returns ok, preempted (75) or

@@ -29,9 +29,11 @@ struct Decisions {
     bool save_due;
     std::vector<std::int32_t> nonfinite;  // (2, n_layers)
 };
-Decisions agree_decisions(const Decisions& mine, const Communicator& world) {
+Decisions agree_decisions(const Decisions& mine, const Communicator& world, CollectiveFault fault) {
     std::vector<std::int32_t> words{mine.skip, static_cast<std::int32_t>(mine.stop), mine.save_due};
     std::ranges::copy(mine.nonfinite, std::back_inserter(words));
+    if (fault == CollectiveFault::skip) return mine;
+    if (fault == CollectiveFault::swap) words.push_back(0);
     const TensorView view{reinterpret_cast<std::byte*>(words.data()),
                           DType::int32,
                           {static_cast<std::int64_t>(words.size())},
@@ -123,7 +125,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
     const Decisions all = agree_decisions(
         {.skip = !finite, .stop = in.stop, .save_due = in.save_due, .nonfinite = nonfinite},
-        mesh.world);
+        mesh.world, collective_fault(in.step, mesh.world.rank()));
     StepResult r{.loss = loss_sum * per_token,
                  .grad_norm = norm,
                  .loss_scale = scale,

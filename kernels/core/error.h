@@ -15,8 +15,12 @@ enum class ExitCode : int {
     device = 5,         // hardware or communication
     checkpoint = 6,     // no usable checkpoint, or it could not be written
     diverged = 7,       // loss or gradients stayed non-finite
+    gave_up = 69,       // stoa launch: restarts are used up, or the same fault came again
     internal = 70,      // a bug of ours
     preempted = 75,     // asked to stop by SIGTERM/SIGUSR1/SIGUSR2; checkpoint saved: run again
+    peer_lost = 80,     // a worker: another rank, or its supervisor's job, has ended
+    hang = 81,          // the watchdog's verdict: a rank hangs, or collectives do not match
+    fenced = 82,        // a worker: no answer from its supervisor or monitor for too long
     interrupted = 130,  // Ctrl-C; checkpoint saved
 };
 
@@ -28,6 +32,7 @@ struct ErrorFields {
     std::string expected{};  // the rule
     std::string actual{};    // what was found
     std::string hint{};      // what to do next
+    int rank = -1;           // the world rank that met it, once ranks have agreed on it
 };
 
 /// "where: what: expected E, got G\n  hint: H"

@@ -43,6 +43,8 @@ void open_log(const std::string& dir, int rank) {
              .hint = "make the run directory writable or choose another with run.dir=PATH"});
 }
 
+int log_fd() { return log_file ? fileno(log_file.get()) : 2; }
+
 void log_line(LogLevel level, const std::string& text) {
     const char* name = level == LogLevel::info   ? "info"
                        : level == LogLevel::warn ? "warning"

@@ -13,6 +13,8 @@ enum class LogLevel { info, warn, error };
 void open_log(const std::string& dir, int rank);
 void set_log_rank(int rank);  // before a run directory exists
 void log_line(LogLevel level, const std::string& text);
+/// Of this rank's file, for what writes without the log's help; stderr before there is one.
+int log_fd();
 
 template <class... Args>
 void log_info(fmt::format_string<Args...> f, Args&&... args) {

@@ -1,319 +1,184 @@
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <poll.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <csignal>
-#include <cstring>
-#include <sstream>
+#include <cstdlib>
 
 #include "configs/load_run_config.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/process.h"
 #include "launcher/slurm_requeue.h"
-
-extern char** environ;
+#include "launcher/supervisor.h"
 
 namespace po = boost::program_options;
 
 namespace stoa {
 namespace {
 
-struct LaunchPlan {
-    std::vector<std::string> command;      // mpirun ...
-    std::vector<std::string> environment;  // NAME=value
-};
-
-std::string this_program() {
-    char path[4096];
-    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n <= 0)
-        throw DeviceError(
-            {.what = "cannot find the path of this program", .hint = "is /proc mounted?"});
-    return std::string(path, static_cast<std::size_t>(n));
-}
-
-/// The environment without what an outer mpirun left (its ranks would be taken for ours).
-std::vector<std::string> clean_environment() {
-    std::vector<std::string> out;
-    for (char** e = environ; *e; ++e) {
-        const std::string entry = *e;
-        // OMPI_MCA_* are the user's settings, not the state of a job.
-        const bool setting = entry.starts_with("OMPI_MCA_");
-        const bool job_state =
-            entry.starts_with("OMPI_") || entry.starts_with("PMIX_") || entry.starts_with("PMI_");
-        const bool inherited = entry.starts_with("OMPI_MCA_orte_") ||
-                               entry.starts_with("OMPI_MCA_ess") ||
-                               entry.starts_with("OMPI_MCA_pmix");
-        if ((job_state && !setting) || inherited) continue;
-        out.push_back(entry);
-    }
-    // Ranks write to a pseudo-terminal of mpirun's: only the launcher knows where that ends.
-    out.push_back(fmt::format("STOA_TTY={}", isatty(STDOUT_FILENO)));
-    if (geteuid() == 0) {  // containers; mpirun refuses to run as root without both
-        out.emplace_back("OMPI_ALLOW_RUN_AS_ROOT=1");
-        out.emplace_back("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");
-    }
-    return out;
-}
-
-std::vector<std::string> split_words(const std::string& text) {
-    std::istringstream in(text);
-    std::vector<std::string> words;
-    for (std::string w; in >> w;)
-        words.push_back(w);
-    return words;
-}
-
-std::vector<char*> c_strings(std::vector<std::string>& strings) {
-    std::vector<char*> out;
-    for (std::string& s : strings)
-        out.push_back(s.data());
-    out.push_back(nullptr);
-    return out;
-}
-
-/// What the handlers tell the waiting loop. Signal handlers can reach nothing but globals.
-volatile sig_atomic_t g_stop_signals = 0;  // how often we were asked to stop
-volatile sig_atomic_t g_interrupted = 0;   // by Ctrl-C
-volatile sig_atomic_t g_urgent = 0;        // INT and TERM after the first request
-
-void on_stop_signal(int signal) {
-    const bool urgent = signal == SIGINT || signal == SIGTERM;
-    if (urgent && g_stop_signals > 0) g_urgent = g_urgent + 1;
-    if (signal == SIGINT) g_interrupted = 1;
-    g_stop_signals = g_stop_signals + 1;
-}
-
-/// Blocks the stop signals while it lives and hands them out in wait(), so that none is lost
-/// between a look at the counters and the next sleep.
-class StopSignals {
-public:
-    StopSignals() {
-        g_stop_signals = 0;
-        g_interrupted = 0;
-        g_urgent = 0;
-        sigemptyset(&blocked_);
-        struct sigaction action = {};
-        action.sa_handler = on_stop_signal;
-        for (std::size_t i = 0; i < std::size(kSignals); ++i) {
-            sigaddset(&blocked_, kSignals[i]);
-            sigaction(kSignals[i], &action, &old_[i]);
-        }
-        action.sa_handler = [](int) {};
-        sigaddset(&blocked_, SIGCHLD);
-        sigaction(SIGCHLD, &action, &old_child_);
-        sigprocmask(SIG_BLOCK, &blocked_, &mask_);
-    }
-    ~StopSignals() {
-        for (std::size_t i = 0; i < std::size(kSignals); ++i)
-            sigaction(kSignals[i], &old_[i], nullptr);
-        sigaction(SIGCHLD, &old_child_, nullptr);
-        sigprocmask(SIG_SETMASK, &mask_, nullptr);
-    }
-    StopSignals(const StopSignals&) = delete;
-    StopSignals& operator=(const StopSignals&) = delete;
-    /// Sleeps until a signal came, at most `seconds`. Returns true when the time was up.
-    bool wait(int seconds) const {
-        const timespec limit{seconds, 0};
-        return ppoll(nullptr, 0, &limit, &mask_) == 0;
-    }
-    /// For the child, before exec: the signals as they were.
-    void restore_in_child() const {
-        for (const int s : kSignals)
-            std::signal(s, SIG_DFL);
-        std::signal(SIGCHLD, SIG_DFL);
-        sigprocmask(SIG_SETMASK, &mask_, nullptr);
-    }
-
-private:
-    static constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-    sigset_t blocked_{}, mask_{};
-    struct sigaction old_[std::size(kSignals)] = {}, old_child_ = {};
-};
-
-/// In the child: a process group of its own (Ctrl-C reaches only the launcher, which asks for a
-/// save), an empty stdin, and SIGTERM should the launcher be killed.
-[[noreturn]] void become_mpirun(LaunchPlan& plan, pid_t launcher, int error_pipe,
-                                const StopSignals& signals) {
-    setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != launcher) _exit(static_cast<int>(ExitCode::preempted));
-    const int null = open("/dev/null", O_RDONLY);
-    if (null >= 0) dup2(null, STDIN_FILENO);
-    signals.restore_in_child();
-    auto args = c_strings(plan.command), env = c_strings(plan.environment);
-    execvpe(args[0], args.data(), env.data());
-    const int failure = errno;
-    (void)!write(error_pipe, &failure, sizeof failure);
-    _exit(127);
-}
-
-/// First request: SIGUSR2, which mpirun passes to every rank (SIGINT and SIGTERM would make it kill
-/// them). A second SIGINT or SIGTERM: SIGTERM, on which mpirun ends its ranks within a second. A
-/// third: SIGKILL.
-void pass_on_requests(pid_t child, int& passed) {
-    if (g_stop_signals > 0 && passed == 0) {
-        kill(child, SIGUSR2);
-        passed = 1;
-        fmt::print(stderr,
-                   "stoa: stopping after this step and saving; Ctrl-C again stops at once\n");
-    }
-    for (; passed > 0 && passed <= g_urgent; ++passed) {
-        if (passed == 1) fmt::print(stderr, "stoa: stopped at once, nothing was saved\n");
-        passed == 1 ? kill(child, SIGTERM) : kill(-child, SIGKILL);
-    }
-}
-
-int wait_for_mpirun(pid_t child, const StopSignals& signals, SlurmDeadline deadline) {
-    int passed = 0, status = 0, waited = 0;
-    for (;;) {
-        const pid_t done = waitpid(child, &status, WNOHANG);
-        if (done == child) break;
-        if (done < 0 && errno != EINTR)
-            throw DeviceError({.what = std::string("lost mpirun: ") + std::strerror(errno)});
-        if (g_stop_signals == 0 && deadline.reached()) {
-            fmt::print(stderr, "stoa: the SLURM job ends in {:.0f} s\n", deadline.seconds_left());
-            on_stop_signal(SIGUSR2);
-        }
-        pass_on_requests(child, passed);
-        // A request that reaches mpirun before its ranks exist is lost: ask again until it is gone.
-        constexpr int kAskAgainSeconds = 10;
-        waited = signals.wait(1) ? waited + 1 : 0;
-        if (waited > 0 && waited % kAskAgainSeconds == 0 && passed == 1) kill(child, SIGUSR2);
-    }
-    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    constexpr int kSaved = static_cast<int>(ExitCode::preempted);
-    if (passed >= 2) return g_interrupted ? static_cast<int>(ExitCode::interrupted) : 128 + SIGTERM;
-    // Before they are ready to save, ranks (or mpirun) simply end by SIGUSR2: run again is right,
-    // too.
-    const bool too_early = passed == 1 && code == 128 + SIGUSR2;
-    if (too_early) fmt::print(stderr, "stoa: stopped before training began, nothing was saved\n");
-    if (code != kSaved && !too_early) return code;
-    return g_interrupted ? static_cast<int>(ExitCode::interrupted) : kSaved;
-}
-
-int run_mpirun(LaunchPlan& plan, double stop_before_s) {
-    const auto job = slurm_job();
-    int error_pipe[2];
-    if (pipe2(error_pipe, O_CLOEXEC) != 0)
-        throw DeviceError({.what = std::string("cannot make a pipe: ") + std::strerror(errno)});
-    const StopSignals signals;
-    const pid_t launcher = getpid();
-    std::fflush(nullptr);
-    const pid_t child = fork();
-    if (child == 0) become_mpirun(plan, launcher, error_pipe[1], signals);
-    close(error_pipe[1]);
-    if (child < 0) {
-        close(error_pipe[0]);
-        throw DeviceError({.what = std::string("cannot start a process: ") + std::strerror(errno)});
-    }
-    int failure = 0;  // stays 0 when exec closed the pipe
-    ssize_t n = 0;
-    do
-        n = read(error_pipe[0], &failure, sizeof failure);
-    while (n < 0 && errno == EINTR);
-    close(error_pipe[0]);
-    if (failure != 0) {
-        waitpid(child, nullptr, 0);
-        throw DeviceError(
-            {.what = "cannot start mpirun",
-             .actual = std::strerror(failure),
-             .hint = "install Open MPI (Debian: apt install openmpi-bin), or train in one process "
-                     "with `stoa train`"});
-    }
-    return wait_for_mpirun(child, signals,
-                           job ? SlurmDeadline(*job, stop_before_s) : SlurmDeadline());
-}
-
-LaunchPlan plan_launch(int ranks, const std::vector<std::string>& extra,
-                       const std::vector<std::string>& words) {
-    LaunchPlan plan;
-    // Ranks share cores freely (--bind-to none), and may be more than the cores of a laptop. -q:
-    // the exit code is ours to explain, not mpirun's.
-    plan.command = {"mpirun",         "-q", "-n", std::to_string(ranks), "--bind-to", "none",
-                    "--oversubscribe"};
-    plan.command.insert(plan.command.end(), extra.begin(), extra.end());
-    plan.command.push_back(this_program());
-    plan.command.emplace_back("train");
-    plan.command.insert(plan.command.end(), words.begin(), words.end());
-    plan.environment = clean_environment();
-    return plan;
-}
-
-std::string shell_line(const std::vector<std::string>& words) {
-    std::string out;
-    for (const std::string& w : words) {
-        const bool plain =
-            !w.empty() && w.find_first_of(" \t\n'\"\\$`*?[]{}()<>|&;#~!") == std::string::npos;
-        std::string q = w;
-        for (std::size_t i = 0; !plain && (i = q.find('\'', i)) != std::string::npos; i += 4)
-            q.replace(i, 1, "'\\''");
-        out += (out.empty() ? "" : " ") + (plain ? w : "'" + q + "'");
-    }
-    return out;
-}
-
-}  // namespace
-
-int command_launch(const Args& args) {
+CommandLine launch_line() {
     CommandLine line;
     line.usage = "stoa launch --ranks N [--tp T] CONFIG [key=value ...]";
     line.examples =
         "  stoa launch --ranks 2 configs/tiny.yaml\n"
         "  stoa launch --ranks 4 --tp 2 configs/tiny.yaml run.name=mesh\n"
-        "  stoa launch --ranks 4 configs/tiny.yaml --dry-run\n";
+        "  stoa launch --ranks 4 configs/tiny.yaml --dry-run\n"
+        "  stoa launch --hostfile hosts configs/125m.yaml --interface ib0 --min-ranks 8\n"
+        "  exec stoa launch configs/125m.yaml         in a batch script: all of the allocation\n";
     line.about =
-        "Starts `stoa train CONFIG` on N ranks of this machine through mpirun. Ctrl-C, SIGTERM, "
-        "SIGUSR1 and\n"
-        "SIGUSR2 ask the ranks to save and leave; a second Ctrl-C or SIGTERM stops at once. The "
-        "exit code is\n"
-        "that of the ranks.";
-    line.options.add_options()("config", po::value<std::vector<std::string>>()->required(), "")(
-        "ranks", po::value<int>()->required(), "number of ranks")(
-        "tp", po::value<int>(), "same as parallel.tp=T")("fresh", po::bool_switch(),
-                                                         "refuse to start where checkpoints exist")(
-        "dry-run", po::bool_switch(), "print the command instead of running it")(
-        "mpirun-args", po::value<std::string>()->default_value(""),
-        "further arguments of mpirun, in one word")(
-        "requeue", po::bool_switch(), "in a SLURM job: into the queue again after a stop (75)")(
-        "stop-before", po::value<double>()->default_value(0.0),
+        "Starts `stoa train CONFIG` on the ranks through mpirun or srun, and again from the "
+        "newest\n"
+        "checkpoint when one fails. Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 ask the ranks to save "
+        "and\n"
+        "leave; a second Ctrl-C or SIGTERM stops at once. The exit code is that of the ranks, or "
+        "69\n"
+        "when restarts do not help. docs/launcher.md has it all.";
+    auto add = line.options.add_options();
+    add("config", po::value<std::vector<std::string>>()->required(), "");
+    add("ranks", po::value<int>(), "number of ranks (default: all slots of the hosts)");
+    add("tp", po::value<int>(), "same as parallel.tp=T");
+    add("fresh", po::bool_switch(), "refuse to start where checkpoints exist");
+    add("dry-run", po::bool_switch(), "print the command instead of running it");
+    add("hostfile", po::value<std::string>(), "hosts as Open MPI writes them: NAME slots=N");
+    add("ranks-per-node", po::value<int>(), "slots of each host, instead of what is found");
+    add("spares", po::value<int>()->default_value(0),
+        "hosts at the end of the list that wait for another one to fail");
+    add("min-ranks", po::value<int>()->default_value(0),
+        "go on with as few when hosts are gone (default: wait for them)");
+    add("max-restarts", po::value<int>()->default_value(10),
+        "without a newer checkpoint in between; 0: never restart");
+    add("term-grace", po::value<double>(),
+        "seconds that a save may take after SIGTERM or Ctrl-C (default: 25 in a SLURM job, else no "
+        "limit)");
+    add("limit", po::value<std::vector<std::string>>()->composing(),
+        "seconds without progress that count as a hang, by phase: step=30s,save=5min");
+    add("fence", po::value<double>()->default_value(10.0),
+        "seconds after which a rank that has lost the supervisor leaves");
+    add("keepalive", po::value<std::string>()->default_value("5,2,5"),
+        "of mpirun between hosts: idle seconds, interval, probes");
+    add("interface", po::value<std::string>(), "network interface between hosts, as eth0");
+    add("rsh-agent", po::value<std::string>(), "command that reaches a host, instead of ssh");
+    add("allow-tp-across", po::bool_switch(), "let a tp group cross hosts");
+    add("srun", po::bool_switch(), "start the ranks with `srun --mpi=pmix` in a SLURM job");
+    add("requeue", po::bool_switch(), "in a SLURM job: into the queue again after a stop (75)");
+    add("stop-before", po::value<double>()->default_value(0.0),
         "in a SLURM job: save and leave when it ends in less than this many seconds");
+    add("mpirun-args", po::value<std::string>()->default_value(""),
+        "further arguments of mpirun (or srun), in one word");
     line.positional.add("config", -1);
-    const auto values = parse_command_line(line, args);
-    if (!values) return 0;
-    const int ranks = (*values)["ranks"].as<int>();
-    if (ranks < 1)
+    return line;
+}
+
+std::string text_of(const po::variables_map& values, const char* name) {
+    return values.contains(name) ? values[name].as<std::string>() : "";
+}
+
+int at_least(const po::variables_map& values, const char* name, int least) {
+    const int n = values[name].as<int>();
+    if (n < least)
+        throw ConfigError({.what = std::string("--") + name,
+                           .expected = fmt::format("at least {}", least),
+                           .actual = std::to_string(n)});
+    return n;
+}
+
+void read_keepalive(LaunchOptions& o, const std::string& text) {
+    char rest = 0;
+    if (std::sscanf(text.c_str(), "%d,%d,%d%c", &o.keepalive_s, &o.keepalive_interval_s,
+                    &o.keepalive_probes, &rest) != 3 ||
+        std::min({o.keepalive_s, o.keepalive_interval_s, o.keepalive_probes}) < 1)
         throw ConfigError(
-            {.what = "--ranks", .expected = "at least 1", .actual = std::to_string(ranks)});
-    auto words = (*values)["config"].as<std::vector<std::string>>();
+            {.what = "--keepalive", .expected = "IDLE,INTERVAL,PROBES as 5,2,5", .actual = text});
+}
+
+/// The hosts, and how many ranks: what is asked for, else all slots but the spares'.
+void find_hosts(LaunchOptions& o, const po::variables_map& values) {
+    const std::string hostfile = text_of(values, "hostfile");
+    o.hosts = hostfile.empty() ? slurm_hosts() : read_hostfile(hostfile);
+    o.one_machine = o.hosts.empty();
+    if (values.contains("ranks-per-node")) {
+        const int n = at_least(values, "ranks-per-node", 1);
+        for (Host& h : o.hosts)
+            h.slots = n;
+        if (o.one_machine) o.hosts = local_host(n);
+    }
+    const auto tp = static_cast<int>(o.config.parallel.tp);
+    const auto spares = static_cast<std::size_t>(at_least(values, "spares", 0));
+    if (values.contains("ranks")) {
+        o.ranks = at_least(values, "ranks", 1);
+    } else if (o.hosts.empty()) {
+        throw ConfigError({.what = "missing option --ranks",
+                           .hint = "--ranks N here, or --hostfile FILE, or in a SLURM job; see "
+                                   "`stoa launch --help`"});
+    } else {
+        if (spares >= o.hosts.size())
+            throw ConfigError({.what = "--spares",
+                               .expected = fmt::format("fewer than the {} hosts", o.hosts.size()),
+                               .actual = std::to_string(spares)});
+        const std::vector<Host> used(o.hosts.begin(),
+                                     o.hosts.end() - static_cast<std::ptrdiff_t>(spares));
+        o.ranks = capacity(used, tp, o.allow_tp_across);
+        if (o.ranks < 1) place_ranks(used, tp, tp, o.allow_tp_across);  // says why
+    }
+    if (o.one_machine) o.hosts = local_host(o.ranks);
+}
+
+double default_grace() { return std::getenv("SLURM_JOB_ID") == nullptr ? 0.0 : 25.0; }
+
+}  // namespace
+
+int command_launch(const Args& args) {
+    const auto values = parse_command_line(launch_line(), args);
+    if (!values) return 0;
+    if (values->contains("ranks")) at_least(*values, "ranks", 1);
+    LaunchOptions o;
+    o.allow_tp_across = (*values)["allow-tp-across"].as<bool>();
+    o.words = (*values)["config"].as<std::vector<std::string>>();
     if (values->contains("tp"))
-        words.push_back(fmt::format("parallel.tp={}", (*values)["tp"].as<int>()));
+        o.words.push_back(fmt::format("parallel.tp={}", (*values)["tp"].as<int>()));
+    const bool hosts_known = values->contains("hostfile") || values->contains("ranks-per-node") ||
+                             std::getenv("SLURM_JOB_ID") != nullptr;
+    if (!values->contains("ranks") && !hosts_known) find_hosts(o, *values);  // says what is missing
+    o.config = load_run_config(o.words[0], {o.words.begin() + 1, o.words.end()}).config;
+    find_hosts(o, *values);
     // One report here instead of one per rank.
-    const std::string run_dir =
-        resolve_for_world(load_run_config(words[0], {words.begin() + 1, words.end()}).config, ranks)
-            .run_dir();
-    if ((*values)["fresh"].as<bool>()) words.emplace_back("--fresh");
-    LaunchPlan plan =
-        plan_launch(ranks, split_words((*values)["mpirun-args"].as<std::string>()), words);
+    resolve_for_world(o.config, o.ranks);
+    o.fresh = (*values)["fresh"].as<bool>();
+    o.srun = (*values)["srun"].as<bool>();
+    if (o.srun && std::getenv("SLURM_JOB_ID") == nullptr)
+        throw ConfigError({.what = "--srun outside a SLURM job",
+                           .hint = "start it in a batch script or under salloc, or leave it out"});
+    o.min_ranks = at_least(*values, "min-ranks", 0);
+    o.restarts.max_restarts = at_least(*values, "max-restarts", 0);
+    o.term_grace_s =
+        values->contains("term-grace") ? (*values)["term-grace"].as<double>() : default_grace();
+    o.fence_s = (*values)["fence"].as<double>();
+    if (values->contains("limit"))
+        for (const std::string& l : (*values)["limit"].as<std::vector<std::string>>())
+            o.limits += (o.limits.empty() ? "" : ",") + l;
+    parse_limits(o.limits);
+    read_keepalive(o, text_of(*values, "keepalive"));
+    o.stop_before_s = (*values)["stop-before"].as<double>();
+    o.interface = text_of(*values, "interface");
+    o.rsh_agent = text_of(*values, "rsh-agent");
+    o.mpirun_args = split_words(text_of(*values, "mpirun-args"));
     // What the ranks print as the command that resumes the run.
     std::vector<std::string> typed = {this_program(), "launch"};
     typed.insert(typed.end(), args.begin(), args.end());
-    plan.environment.push_back("STOA_COMMAND=" + shell_line(typed));
+    o.typed = shell_line(typed);
     if ((*values)["dry-run"].as<bool>()) {
-        fmt::print("{}\n", shell_line(plan.command));
+        const auto placed = place_ranks(o.hosts, o.ranks, static_cast<int>(o.config.parallel.tp),
+                                        o.allow_tp_across);
+        fmt::print("{}\n", shell_line(worker_command(o, placed, text_of(*values, "hostfile"))));
         return 0;
     }
+    const int code = supervise(o);
     const auto job = slurm_job();
-    if (job) write_slurm_event(run_dir, "slurm_job", *job);
-    const int code = run_mpirun(plan, (*values)["stop-before"].as<double>());
     if (job && code == static_cast<int>(ExitCode::preempted) && (*values)["requeue"].as<bool>()) {
         std::signal(SIGTERM, SIG_IGN);  // SLURM's, to everything in a job that it requeues
         const RequeueResult again = requeue_slurm_job(*job);
-        write_slurm_event(run_dir, again.requeued ? "requeue" : "no_requeue", *job, again.text);
+        write_slurm_event(o.config.run_dir(), again.requeued ? "requeue" : "no_requeue", *job,
+                          again.text);
         fmt::print(stderr, "stoa: {}\n", again.text);
     }
     return code;

@@ -12,8 +12,8 @@
 #include "configs/load_run_config.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/process.h"
 #include "launcher/sbatch_script.h"
-#include "launcher/shell_words.h"
 #include "launcher/slurm_requeue.h"
 #include "launcher/tool.h"
 
@@ -223,7 +223,7 @@ SlurmOptions read_options(const po::variables_map& values, const Args& args) {
                                            : fs::read_symlink("/proc/self/exe").string();
     o.typed = "stoa slurm";
     for (const std::string& a : args)
-        if (a != "--dry-run" && a != "--submit") o.typed += " " + shell_word(a);
+        if (a != "--dry-run" && a != "--submit") o.typed += " " + shell_line({a});
     check_time(o);
     const RunConfig config = check_run(o);
     o.run_name = config.run.name;
@@ -389,7 +389,7 @@ int command_slurm(const Args& args) {
     const std::string path = given.empty() ? slurm_job_name(o) + ".sbatch" : given;
     write_script(path, text);
     if (!wants_submit) {
-        fmt::print("{}\n  submit it with: sbatch {}\n", path, shell_word(path));
+        fmt::print("{}\n  submit it with: sbatch {}\n", path, shell_line({path}));
         return 0;
     }
     submit(o, path);

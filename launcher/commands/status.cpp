@@ -64,6 +64,19 @@ void ask_squeue(RunReport& r) {
     std::getline(line, r.job_left, '|');
     std::getline(line, r.job_reason, '|');
     if (!r.job_state.empty()) r.job_nodes = nodes;
+    // Gone without a word (scancel): SLURM has answered, and the job is not there.
+    const bool answered =
+        !asked.missing && !asked.late &&
+        (asked.code == 0 || asked.err.find("Invalid job id") != std::string::npos);
+    const bool goes = r.state == "running" || r.state == "starting" || r.state == "saving" ||
+                      r.state == "restarting" || r.state == "waiting for hosts";
+    constexpr double kFresh = 10.0;  // it may have been started by hand since
+    if (answered && r.job_state.empty() && goes &&
+        (r.last_step_age_s < 0.0 || r.last_step_age_s > kFresh)) {
+        r.state = "dead";
+        r.why = "its job has left the queue; the same command goes on";
+        r.eta_s = -1.0;
+    }
     // What the run has written last may be from before the requeue.
     const bool waits = r.job_state == "PENDING" || r.job_state == "REQUEUED";
     if (waits && r.state != "finished") {
@@ -121,7 +134,7 @@ void print_report(const RunReport& r) {
             fmt::print(", not in the queue now");
         else
             fmt::print(" {}", r.job_state);
-        if (!r.job_nodes.empty()) fmt::print(" on {}", r.job_nodes);
+        if (!r.job_nodes.empty() && !r.job_state.empty()) fmt::print(" on {}", r.job_nodes);
         if (r.job_state == "RUNNING") fmt::print(", {} left", r.job_left);
         if (r.requeues > 0)
             fmt::print(", requeued {} time{}", r.requeues, r.requeues == 1 ? "" : "s");

@@ -1,12 +1,17 @@
 #include <fmt/format.h>
+#include <sys/prctl.h>
 
+#include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <new>
 
 #include "kernels/core/log.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
 #include "launcher/worker.h"
+#include "parallel/exit_record.h"
 
 namespace stoa {
 namespace {
@@ -46,6 +51,36 @@ std::string typed_command(const Args& args, const MpiSession& session) {
     return text;
 }
 
+// A rank of `stoa launch`: its folder in shared memory has to be there before MPI starts, on every
+// host (older ones are of generations that have ended), and it ends with its mpirun, even stopped.
+void prepare_process() {
+    namespace fs = std::filesystem;
+    const char* text = std::getenv("STOA_BOARD_DIR");
+    if (text == nullptr || *text == '\0') return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const fs::path dir(text);
+    std::error_code ignored;
+    fs::create_directories(dir, ignored);
+    const std::string name = dir.filename().string(), run = name.substr(0, name.rfind("-g") + 2);
+    const char* local_rank = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    if (local_rank == nullptr || std::string(local_rank) != "0") return;
+    for (const auto& entry : fs::directory_iterator(dir.parent_path(), ignored))
+        if (const std::string other = entry.path().filename().string();
+            other != name && other.starts_with(run)) {
+            std::error_code failed;
+            fs::remove_all(entry.path(), failed);
+        }
+}
+
+// Not agreed: a bug of ours or no memory, and peers may be waiting.
+[[noreturn]] void leave_alone(const MpiSession& session, ExitCode code, const char* kind,
+                              const std::string& text) {
+    fmt::print(stderr, "error: rank {} on {}: {}\n", session.rank(), host_name(), text);
+    write_exit_record(
+        {.rank = session.rank(), .code = static_cast<int>(code), .kind = kind, .what = text});
+    MpiSession::abort(static_cast<int>(code));
+}
+
 }  // namespace
 
 int command_train(const Args& args) {
@@ -54,6 +89,8 @@ int command_train(const Args& args) {
     if (options->count("config") == 0)
         throw ConfigError(
             {.what = "no configuration file given", .hint = "stoa train configs/tiny.yaml"});
+    prepare_process();
+    Watch watch;  // before MPI: a start that hangs is seen, too
     int argc = 0;
     char** argv = nullptr;
     MpiSession session(argc, argv);
@@ -65,17 +102,24 @@ int command_train(const Args& args) {
         worker.overrides = (*options)["set"].as<std::vector<std::string>>();
     ExitCode code = ExitCode::internal;
     try {
-        code = run_worker(worker, session);
+        code = run_worker(worker, session, watch);
     } catch (const Error& e) {
         // Agreed: every rank is here with the same error. Rank 0 tells it once; each rank logs it.
         log_error("{}", e.what());
         code = e.code();
+        if (session.rank() == std::max(0, e.fields().rank))
+            write_exit_record({.rank = session.rank(),
+                               .code = static_cast<int>(code),
+                               .kind = "error",
+                               .what = e.fields().what,
+                               .where = e.fields().where});
+    } catch (const std::bad_alloc&) {
+        leave_alone(session, ExitCode::memory, "bad_alloc", "out of memory");
     } catch (const std::exception& e) {
-        // Not agreed: a bug of ours, and peers may be waiting.
-        fmt::print(stderr, "error: rank {} on {}: {}\n", session.rank(), host_name(), e.what());
-        MpiSession::abort(static_cast<int>(ExitCode::internal));
+        leave_alone(session, ExitCode::internal, "exception", e.what());
     }
     session.close();
+    watch.end();
     return static_cast<int>(code);
 }
 

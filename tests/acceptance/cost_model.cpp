@@ -46,7 +46,7 @@ RunConfig config_of(const Step& s) {
                .head_dim = 64,
                .d_ff = 3 * s.d_model};
     c.parallel.determinism = Determinism::fast;
-    c.parallel.overlap = false;
+    c.parallel.overlap = Overlap::off;
     c.stages[0].seq_len = s.seq_len;
     c.stages[0].tokens = 1 << 30;
     c.batch = {.global_batch = s.micro_batch * s.dp, .micro_batch = s.micro_batch, .grad_accum = 1};

@@ -69,7 +69,7 @@ RunConfig random_config(Draws& draws) {
                   .sequence = pick({0, 1}) == 1,
                   .recompute = static_cast<Recompute>(pick({0, 1, 2})),
                   .zero = pick({0, 1, 2, 3}),
-                  .overlap = pick({0, 1}) == 1,
+                  .overlap = pick({0, 1}) == 1 ? Overlap::on : Overlap::off,
                   .threads = 1};
     if (c.model.n_layers > 2 && c.parallel.recompute != Recompute::none && pick({0, 1}) == 1)
         c.parallel.recompute_layers = {"1-2"};
@@ -185,9 +185,10 @@ int main(int argc, char** argv) {
         write_text(file, write_config_yaml(c, {}));
         const int d = compare(argv[0], file, world);
         fmt::print("dp {} zero {}{} tp {}{} {:<4} layers {} seq {}: {}\n", c.parallel.dp,
-                   c.parallel.zero, c.parallel.overlap ? "" : " blocking", c.parallel.tp,
-                   c.parallel.sequence ? " sequence" : "", recipe_name(c.precision.recipe),
-                   c.model.n_layers, c.stages[0].seq_len, d == 0 ? "equal" : "DIFFERENT");
+                   c.parallel.zero, c.parallel.overlap == Overlap::on ? "" : " blocking",
+                   c.parallel.tp, c.parallel.sequence ? " sequence" : "",
+                   recipe_name(c.precision.recipe), c.model.n_layers, c.stages[0].seq_len,
+                   d == 0 ? "equal" : "DIFFERENT");
         differ += std::max(d, 0);
         failed += d < 0;
         ranks += world;

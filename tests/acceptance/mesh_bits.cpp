@@ -84,7 +84,7 @@ int rank_main(int argc, char** argv) {
                  .zero = static_cast<int>(arg(8)),
                  .overlap = arg(9) != 0,
                  .sequence = arg(10) != 0};
-    Mesh mesh = make_mesh(c.dp, c.tp, c.overlap);
+    Mesh mesh = make_mesh(c.dp, c.tp, c.overlap ? Overlap::on : Overlap::off);
     set_cpu_threads(c.threads);
     TrainState s;
     const Trace t = tiny_run(options_of(c), mesh, arg(11), &s);

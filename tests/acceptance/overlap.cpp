@@ -58,7 +58,7 @@ RunConfig config_of(const Case& c, std::int64_t ranks) {
     config.stages[0].seq_len = 256;  // two chunks of rows in a pass, and more
     config.batch = {.global_batch = 8, .micro_batch = 2, .grad_accum = 4 / dp};
     config.parallel.zero = c.zero;
-    config.parallel.overlap = c.overlap;
+    config.parallel.overlap = c.overlap ? Overlap::on : Overlap::off;
     config.parallel.determinism = c.elastic ? Determinism::elastic : Determinism::fast;
     if (c.elastic) {
         config.parallel.dp_shards = 4;
@@ -86,8 +86,8 @@ int rank_main(std::int64_t steps) {
     const int ranks = session.size();
     Mesh meshes[2][2];  // [by_tp][overlap]
     for (const bool overlap : {false, true}) {
-        meshes[0][overlap] = make_mesh(ranks, 1, overlap);
-        meshes[1][overlap] = make_mesh(1, ranks, overlap);
+        meshes[0][overlap] = make_mesh(ranks, 1, overlap ? Overlap::on : Overlap::off);
+        meshes[1][overlap] = make_mesh(1, ranks, overlap ? Overlap::on : Overlap::off);
     }
     const auto mesh_of = [&](const Case& c) -> const Mesh& { return meshes[c.by_tp][c.overlap]; };
     std::vector<TrainState> states;

@@ -226,17 +226,18 @@ void disturb_one_run(Program& p, bool quick) {
     }
     nlohmann::json details;
     fine = p.wait_for_end(job);
-    p.record("disturbed_run", p.whole(job, details) && fine, details);
+    fine = p.whole(job, details) && fine;
+    p.record("disturbed_run", fine, details);
 
     fine = array.submitted() && p.wait_for_end(array);
     nlohmann::json tasks = nlohmann::json::array();
-    std::set<std::string> different;
+    std::set<std::map<std::string, std::string>> different;
     for (int seed = 0; seed < seeds; ++seed) {
         const std::string run_dir = p.dir + "/runs/array-seed" + std::to_string(seed);
         const auto state = state_at_end(run_dir);
         const bool same = !state.empty() && state == p.reference(60, 2, seed);
         fine = fine && same && each_step_once(run_dir, 60);
-        if (!state.empty()) different.insert(state.begin()->second);
+        if (!state.empty()) different.insert(state);
         tasks.push_back(same);
     }
     p.record("array_of_seeds", fine && static_cast<int>(different.size()) == seeds,
@@ -246,7 +247,7 @@ void disturb_one_run(Program& p, bool quick) {
 /// Time limits of a minute: once with SLURM's signal, once without any; and a chain of jobs beside.
 void reach_time_limits(Program& p, bool quick) {
     // Each longer than the limit: 50 ms a step.
-    const Job signalled = p.submit("limit", quick ? 900 : 3000, 2, "--time 1 --signal-seconds 15");
+    const Job signalled = p.submit("limit", quick ? 500 : 2000, 2, "--time 1 --signal-seconds 15");
     // 20 s before the end, by the supervisor's own clock
     const Job silent = p.submit("deadline", quick ? 800 : 1600, 2, "--time 1 --signal-seconds 30",
                                 "/SBATCH --signal/d");

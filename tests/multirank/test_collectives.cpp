@@ -8,6 +8,7 @@
 #include "kernels/core/philox.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
+#include "parallel/machine_parts.h"
 #include "parallel/mesh.h"
 #include "tests/support/catch.h"
 
@@ -226,11 +227,56 @@ TEST_CASE("reduce_scatter and all_gather make what chain_sum makes, through memo
     close_mesh(mesh);
 }
 
+TEST_CASE(
+    "on several machines, sums and copies make the same bits through the machines' own groups",
+    "[multirank]") {
+    int size = 1;
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    if (size < 4) return;
+    // Two make-believe machines of two ranks, dealt in turns: numbered machine by machine.
+    Mesh mesh = make_mesh(4, 1, Overlap::automatic, {0, 1, 0, 1});
+    int mpi_rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank);
+    CHECK(mesh.world.rank() == std::vector{0, 2, 1, 3}[static_cast<std::size_t>(mpi_rank)]);
+    REQUIRE(mesh.dp.shared_memory() == nullptr);
+    REQUIRE(mesh.dp.machine_groups() != nullptr);
+    REQUIRE(mesh.world.machine_groups() == nullptr);  // messages, rank to rank
+    const std::int64_t count = GENERATE(1, 40, 300001);
+    const bool add = GENERATE(false, true);
+    for (int call = 0; call < 3; ++call) {
+        Parts p = make_parts(DType::fp32, count, mesh.dp);
+        Tensor chain({count, 1}, DType::fp32);
+        std::ranges::copy_n(p.whole.view.data, p.whole.view.bytes(), chain.view.data);
+        CAPTURE(count, add, call);
+        chain_sum(chain, add, p.values, mesh.world, {});
+        if (mesh.world.rank() == call) usleep(2000);  // ranks come late in turn
+        machine_sum_parts(p.sums, add, *mesh.dp.machine_groups());
+        machine_gather_parts(p.copies, *mesh.dp.machine_groups());
+        CHECK(std::equal(chain.view.data, chain.view.data + chain.view.bytes(), p.total.view.data));
+        chain_sum(p.whole, add, p.values, mesh.dp, {});  // by either way
+        CHECK(std::equal(chain.view.data, chain.view.data + chain.view.bytes(), p.whole.view.data));
+    }
+    close_mesh(mesh);
+
+    Mesh pairs =
+        make_mesh(2, 2, Overlap::automatic, {0, 1, 0, 1});  // tp inside, one dp rank on each
+    CHECK(pairs.tp_across_machines == 0);
+    CHECK(pairs.tp.shared_memory() != nullptr);
+    CHECK(pairs.dp.shared_memory() == nullptr);
+    CHECK(pairs.dp.machine_groups() == nullptr);
+    CHECK(pairs.dp_queue->own_thread());  // of itself, where a group crosses machines
+    CHECK_FALSE(pairs.tp_queue->own_thread());
+    close_mesh(pairs);
+    Mesh torn = make_mesh(1, 4, Overlap::automatic, {0, 1, 0, 1});
+    CHECK(torn.tp_across_machines == 1);
+    close_mesh(torn);
+}
+
 TEST_CASE("a queue runs collectives in order beside others, and keeps the first error",
           "[multirank]") {
     int size = 1;
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    Mesh mesh = make_mesh(size, 1, /*overlap=*/true);
+    Mesh mesh = make_mesh(size, 1, Overlap::on);
     REQUIRE(mesh.dp_queue->own_thread());
     take_comm_seconds();
     constexpr int kJobs = 12;

@@ -51,7 +51,7 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                   .sequence = o.sequence,
                   .recompute = o.recompute,
                   .zero = o.zero,
-                  .overlap = o.overlap,
+                  .overlap = o.overlap ? Overlap::on : Overlap::off,
                   .determinism = o.determinism,
                   .dp_shards = o.dp_shards,
                   .tp_chunks = o.tp_chunks};

@@ -188,7 +188,7 @@ TEST_CASE("impossible combinations are refused with a way out") {
         {"micro_batch: 2", "micro_batch: 2\nparallel: {zero: 4}", {"[0, 3]"}},
         {"micro_batch: 2",
          "micro_batch: 2\nparallel: {zero: 2 overlap}",
-         {"parallel.zero", "2 blocking"}},
+         {"parallel.zero", "2 beside, 2 blocking"}},
         {"micro_batch: 2",
          "micro_batch: 2\nparallel: {tp: 2 sequences}",
          {"parallel.tp", "2 sequence"}},

@@ -3,8 +3,8 @@
 #include <set>
 #include <sstream>
 
+#include "launcher/process.h"
 #include "launcher/sbatch_script.h"
-#include "launcher/shell_words.h"
 #include "launcher/slurm_requeue.h"
 #include "tests/support/catch.h"
 #include "tests/support/programs.h"
@@ -147,7 +147,7 @@ TEST_CASE("shell_word is read back by a shell as it was") {
     for (const std::string word :
          {"plain", "a b", "it's", "$HOME", "", "a=b;c", "x[0]*", "\"q\"", "t\\n"}) {
         CAPTURE(word);
-        CHECK(stoa::test::run_shell("printf %s " + shell_word(word)).output == word);
+        CHECK(stoa::test::run_shell("printf %s " + shell_line({word})).output == word);
     }
 }
 

@@ -203,7 +203,7 @@ StepCost predict_step(const RunConfig& c, const Cluster& cl) {
     s.dp_comm = dp_seconds(c, cl);
     // Beside computation: tp next to the products of the same block; dp next to a backward pass,
     // with zero: 3 next to all.
-    const double overlap = c.parallel.overlap ? cl.overlap : 0.0;
+    const double overlap = c.parallel.overlap != Overlap::off ? cl.overlap : 0.0;
     const double beside_dp =
         (c.parallel.zero >= 3 ? 1.0 : 2.0 / 3.0 / std::max(1.0, passes)) * s.compute();
     s.exposed_tp = s.tp_comm - std::min(overlap * s.tp_comm, s.gemm);

@@ -81,6 +81,7 @@ void trunk_forward(TrainState& s, const Workspace& space, const KvCache& cache, 
         store(cache.k[l], a.saved[l].k, a.positions, a.seq_len);
         store(cache.v[l], a.saved[l].v, a.positions, a.seq_len);
         block_attend(context, w.blocks[l], a.saved[l], cache.k[l], cache.v[l], a.x[l], a.x[l + 1]);
+        board_pulse();
     }
 }
 

@@ -352,7 +352,7 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
     }
     s.units = units_of(s.params, config.model.n_layers);
     const std::int64_t zero = dp > 1 ? config.parallel.zero : 0;
-    const std::int64_t buffers = config.parallel.overlap ? 2 : 1;  // one in use, one on its way
+    const std::int64_t buffers = config.parallel.overlap != Overlap::off ? 2 : 1;  // one in use, one on its way
     for (std::size_t u = 0; u < s.units.size(); ++u) {
         Unit& unit = s.units[u];
         const auto turn = static_cast<std::int64_t>(u);

@@ -125,6 +125,7 @@ void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         context.loss = loss_of(s, 0, l);
         await_block(s.model, context.layer, context.layer + 1, mesh, exec);  // dp, zero: 3
         block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
+        board_pulse();
     }
     rms_norm_forward({.y = own_rows(a.h_final, s.dims, tp),
                       .rstd = a.rstd_final,
@@ -165,6 +166,7 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
             block_recompute(context, w.blocks[l], a.saved[l], a.x[l]);
         context.loss = loss_of(s, 1, l);
         block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
+        board_pulse();
         if (ends_shard) start_grad_sum(s.model, l, s.shard > 0, mesh, exec);  // dp
     }
     embedding_gradient(s, tp, exec);
