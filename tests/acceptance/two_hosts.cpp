@@ -96,13 +96,15 @@ void span_and_flap(Program& p, double seconds) {
     const Hosts& hosts = *p.hosts;
     std::thread run;
     Outcome outcome;
+    std::atomic<bool> over{false};
     run = std::thread([&] {
         outcome = run_shell("cd " + p.dir +
                             " && export OMPI_MCA_mpi_yield_when_idle=1 STOA_FAULT=slow@0:0 && " +
                             hosts.mpirun(4) + stoa_binary() + " train " + p.overrides(name, steps));
+        over = true;
     });
     const auto done = [&] { return steps_done(p.run_dir(name)); };
-    wait_until(120, [&] { return done() >= 20; });
+    wait_until(120, [&] { return done() >= 20 || over; });
     const int on_h0 = processes_in(hosts.host_namespace(0), "/stoa train run.yaml run.name=flap ",
                                    "mpirun"),
               on_h1 = processes_in(hosts.host_namespace(1), "/stoa train run.yaml run.name=flap ",
@@ -114,7 +116,7 @@ void span_and_flap(Program& p, double seconds) {
     const std::int64_t after = done();
     run_shell(hosts.tool("unmute") + " h1");
     const double unmuted = seconds_now();
-    wait_until(120, [&] { return done() > after + 1; });
+    wait_until(120, [&] { return done() > after + 1 || over; });
     const double resumed = seconds_now() - unmuted;
     run.join();
     if (outcome.code != 0) fmt::print("{}\n", outcome.output);

@@ -57,7 +57,8 @@ void check_one_error(const Outcome& o, int code, const std::vector<std::string>&
         CHECK(o.output.find(p) != std::string::npos);
 }
 
-const std::string kJob = "export SLURM_JOB_ID=41 SLURM_JOB_NODELIST=here; ";
+const std::string kJob =
+    "export SLURM_JOB_ID=41 SLURM_JOB_NODELIST=$(hostname) SLURM_TASKS_PER_NODE=2; ";
 
 }  // namespace
 
