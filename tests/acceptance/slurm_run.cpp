@@ -4,6 +4,7 @@
 // each the last checkpoint is that of the run that nobody disturbed, bit by bit, and every step is
 // in the records once.
 //   slurm_run [--quick]      quick: without the drained and the lost node, shorter runs
+//   slurm_run --only disturb|limits|nodes
 // Needs root, Debian's slurm-wlm, munge and iproute2 (`./setup.sh --tests`), and slurm-local below
 // $STOA_SHARED (or ../shared): else skipped.
 #include <cstring>
@@ -336,6 +337,7 @@ void lose_nodes(Program& p) {
 
 int main(int argc, char** argv) {
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+    const std::string only = argc > 2 && std::strcmp(argv[1], "--only") == 0 ? argv[2] : "";
     const std::string scripts = shared_folder("slurm-local");
     if (geteuid() != 0) return skip("not root: network namespaces and SLURM's daemons need it");
     if (scripts.empty()) return skip("no slurm-local in $STOA_SHARED or ../shared");
@@ -358,9 +360,9 @@ int main(int argc, char** argv) {
         if (!slurm.up()) return 1;
         p.slurm = &slurm;
         left = slurm.node_namespace(0).substr(0, slurm.node_namespace(0).find('-'));
-        disturb_one_run(p, quick);
-        reach_time_limits(p, quick);
-        if (!quick) lose_nodes(p);
+        if (only.empty() || only == "disturb") disturb_one_run(p, quick);
+        if (only.empty() || only == "limits") reach_time_limits(p, quick);
+        if ((only.empty() && !quick) || only == "nodes") lose_nodes(p);
     }
     // After the end: no namespace of ours, and no process that was started in one of them.
     const int namespaces =
