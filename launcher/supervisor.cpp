@@ -14,6 +14,7 @@
 #include <fstream>
 #include <random>
 
+#include "checkpoints/run_identity.h"
 #include "launcher/generation.h"
 #include "launcher/host_check.h"
 #include "launcher/process.h"
@@ -347,6 +348,7 @@ int run_job(Job& job, SignalQueue& signals, StopState& stop) {
         job.status.restarts = job.history.all_restarts;
         const GenerationPlan plan = plan_generation(job, placed, resume_at_most, first);
         job.status.shared_dir = plan.shared_dir;
+        write_generation(job.run_dir, plan.number);  // from here on older ranks commit nothing
         set_state(job, "LAUNCH");
         write_supervisor_event(job.run_dir, "launch", job.status.step,
                                {{"generation", std::to_string(plan.number), true},
@@ -452,7 +454,8 @@ int supervise(const LaunchOptions& options) {
             .token = random_token()};
     job.lock = RunLock(job.run_dir, "stoa launch");
     const RunStatus before = read_status(job.run_dir);
-    job.status.generation = before.generation;
+    job.status.generation =
+        std::max(before.generation, static_cast<int>(read_generation(job.run_dir)));
     job.status.step = before.step;
     if (const auto slurm = slurm_job()) {
         write_slurm_event(job.run_dir, "slurm_job", *slurm);
