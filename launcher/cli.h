@@ -17,8 +17,8 @@ struct CommandLine {
 
 /// Parses without guessing abbreviations. Prints help and returns nothing for --help (added here).
 /// errors: ConfigError for unknown, repeated or malformed options, with a suggestion
-std::optional<boost::program_options::variables_map> parse_command_line(CommandLine line,
-                                                                        const std::vector<std::string>& args);
+std::optional<boost::program_options::variables_map> parse_command_line(
+    CommandLine line, const std::vector<std::string>& args);
 
 /// argv to an exit code: picks the verb (unknown ones get a suggestion), runs it, prints one error
 /// message (with the rank where it matters) and returns its exit code.

@@ -174,7 +174,11 @@ const char* cause_name(Cause cause) {
 }
 
 std::optional<Fault> classify(const GenerationEnd& end) {
-    if (end.verdict) return from_verdict(*end.verdict);
+    if (end.verdict) {
+        Fault f = from_verdict(*end.verdict);
+        f.pid = end.verdict_pid;
+        return f;
+    }
     const auto code = static_cast<ExitCode>(end.exit_code);
     if (code == ExitCode::ok || code == ExitCode::preempted || code == ExitCode::interrupted)
         return {};

@@ -55,6 +55,7 @@ struct GenerationEnd {
     bool runner_killed = false;          // mpirun itself ended by a signal, exit_code is 128 + n
     std::vector<ExitRecord> records;     // oldest first
     std::optional<DeadRank> first_dead;  // before all others
+    int verdict_pid = 0;                 // of the rank that the verdict names
     std::optional<Verdict> verdict;      // then the generation was ended by the supervisor
     bool ranks_came = false;             // at least one has said hello or was seen
     std::int64_t oom_kills = 0;          // by the kernel, while it ran

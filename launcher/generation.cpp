@@ -93,6 +93,11 @@ void note_death(Generation& g, int rank) {
                             .phase = phase_name(r.phase),
                             .step = r.step,
                             .time = unix_now()};
+    if (!r.local) return;  // its board outlives it, and is ahead of its last heartbeat
+    const BoardView board = read_board_file(fmt::format("{}/rank-{:04}", g.plan.shared_dir, rank));
+    if (board.rank != rank || board.generation != g.plan.number) return;
+    g.first_dead->phase = phase_name(board.phase);
+    g.first_dead->step = board.step;
 }
 
 // A rank has said hello: where its end will be seen.
@@ -371,6 +376,8 @@ GenerationResult run_generation(const GenerationPlan& plan, SignalQueue& signals
             look_for_verdict(g);
             if (g.verdict && !result.end.verdict) {
                 result.end.verdict = g.verdict;
+                if (g.verdict->rank >= 0)
+                    result.end.verdict_pid = g.monitor.rank(g.verdict->rank).pid;
                 calls.ended(result.end);
             }
             pass_on_requests(g, stop, result);

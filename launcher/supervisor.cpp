@@ -278,7 +278,7 @@ void report_fault(Job& job, Fault& fault, const GenerationEnd& end) {
     job.status.fault = fault.text;
     write_supervisor_event(job.run_dir, "fault", std::max<std::int64_t>(fault.step, 0),
                            fault_fields(fault, job.status.generation));
-    say(fault.text);
+    if (worth_restarting(fault)) say(fault.text);  // else the last line has it
 }
 
 int finish(Job& job, const std::string& state, int code) {
@@ -357,7 +357,11 @@ int run_job(Job& job, SignalQueue& signals, StopState& stop) {
         std::optional<Fault> fault;
         const GenerationResult result = run_generation(
             plan, signals, stop,
-            {.tick = [&](std::int64_t step) { tick(job, step); },
+            {.tick =
+                 [&](std::int64_t step) {
+                     if (stop.asked()) job.status.state = "DRAIN";
+                     tick(job, step);
+                 },
              .ended =
                  [&](const GenerationEnd& end) {
                      if (stop.urgent >= 2) return;

@@ -153,6 +153,8 @@ int command_launch(const Args& args) {
     o.term_grace_s =
         values->contains("term-grace") ? (*values)["term-grace"].as<double>() : default_grace();
     o.fence_s = (*values)["fence"].as<double>();
+    if (const char* given = std::getenv("STOA_LIMITS"); given && !values->contains("limit"))
+        o.limits = given;
     if (values->contains("limit"))
         for (const std::string& l : (*values)["limit"].as<std::vector<std::string>>())
             o.limits += (o.limits.empty() ? "" : ",") + l;

@@ -83,6 +83,8 @@ TEST_CASE("each end is classed by its first cause") {
         end.verdict->kind = Verdict::Kind::hang;
         CHECK(classify(end)->cause == Cause::hang);
         end.verdict->kind = Verdict::Kind::mismatched_collective;
+        CHECK(classify(end)->cause == Cause::hang);
+        end.verdict->kind = Verdict::Kind::communication;
         CHECK(classify(end)->cause == Cause::communication);
     }
     SECTION("codes") {
