@@ -39,25 +39,63 @@ struct CheckpointMeta {
     std::string resolved_config;
     std::string config_hash;  // of what must not change on resume
     std::string tokenizer_hash;
+    std::string run_id;  // of the run that wrote it (run_identity.h); "": not told
 };
 
-/// Writes one checkpoint. Every rank calls it with its shards and writes those that are its own,
-/// then all agree, then rank 0 writes the manifest, syncs and renames the directory into
-/// place. A failure on any rank leaves the earlier checkpoints as they were and removes the
-/// temporary files. comm: agree(world) three times, a broadcast(world) per rank errors: an
-/// Error with ExitCode::checkpoint on all ranks alike; ShapeError for a bad shard returns the
-/// directory
-std::string save_checkpoint(const std::string& run_dir, const CheckpointMeta& meta,
-                            const std::vector<TensorShard>& shards, const Mesh& mesh);
+/// Whether a rank writes this shard: of what several ranks hold, one does.
+bool writes_shard(const TensorShard& s, int tp_rank, int dp_rank);
 
 constexpr std::int64_t kAnyStep = std::numeric_limits<std::int64_t>::max();
 
+/// Which checkpoints stay: the newest ones, and for ever those of steps that `every` divides.
+struct KeepRule {
+    std::int64_t newest = 0;       // 0: all
+    std::int64_t every_steps = 0;  // 0: no milestones
+};
+
+struct SaveOptions {
+    std::int64_t generation = 0;  // of the run (run_identity.h); part of the temporary's name
+    KeepRule keep;                // applied after the commit
+    /// Each rank reads its file back from the device before the commit; without it, pruning reads
+    /// the whole checkpoint.
+    bool read_back = false;
+    bool courteous = false;  // the writing thread takes what the others leave (nice)
+    std::function<void(const char*)> entered;  // "snapshot", "write", ..., for whoever watches
+};
+
+/// Writes one checkpoint and returns when it is committed: a CheckpointSaver (saver.h) that waits.
+/// Every rank calls it with its shards and writes those that are its own. A failure on any rank
+/// leaves the earlier checkpoints as they were and removes the temporary files.
+/// comm: as CheckpointSaver
+/// errors: an Error with ExitCode::checkpoint (or fenced) on all ranks alike. Returns the directory
+std::string save_checkpoint(const std::string& run_dir, const CheckpointMeta& meta,
+                            const std::vector<TensorShard>& shards, const Mesh& mesh,
+                            const SaveOptions& options = {});
+
+/// A checkpoint that was not taken, and why.
+struct RefusedCheckpoint {
+    enum class Why { damaged, foreign, unreadable } why = Why::damaged;
+    std::string dir, reason;
+};
+struct FoundCheckpoint {
+    std::string dir;  // "": there is none at all
+    std::vector<RefusedCheckpoint> refused;
+};
 /// The newest checkpoint of `run_dir`, of at most `at_most` steps, that verifies on all ranks
-/// (manifest hash, file sizes and hashes), or "" when there is none at all. A damaged one is
-/// skipped with a warning that names file and cause. comm: broadcast(world) and agree(world), once
-/// and once per candidate errors: CheckpointError when there are checkpoints but none verifies
+/// (manifest hash, file sizes and hashes) and, where `run_id` is given, was written by that run.
+/// Others are passed over with a warning that names file and cause. Nothing is changed. comm:
+/// broadcast(world) and agree(world), once and once per candidate errors: CheckpointError when
+/// there are checkpoints but none can be taken
+FoundCheckpoint find_newest(const std::string& run_dir, const Mesh& mesh,
+                            const std::string& run_id = "", std::int64_t at_most = kAnyStep);
+/// Its directory alone.
 std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh,
                             std::int64_t at_most = kAnyStep);
+
+/// Renames what is damaged to step-N.bad and what is of another run to step-N.foreign, so that it
+/// is kept and in nobody's way; returns the new names, "" for what stays. Rank 0 only; no comm.
+/// errors: CheckpointError
+std::vector<std::string> set_aside(const std::vector<RefusedCheckpoint>& refused);
 
 /// Whether the shards must name every tensor of the checkpoint (a resumed run) or may leave some
 /// out (a reader of the weights alone).
@@ -70,10 +108,14 @@ enum class LoadTensors { all, subset };
 CheckpointMeta load_checkpoint(const std::string& dir, const std::vector<TensorShard>& shards,
                                const Mesh& mesh, LoadTensors which = LoadTensors::all);
 
-/// Deletes all but the newest `keep` checkpoints; nothing goes before a newer one has been read
-/// back whole, so the newest good one always stays. Rank 0 only; no comm. errors: CheckpointError
-/// when the directory cannot be read or changed
-void prune_checkpoints(const std::string& run_dir, std::int64_t keep);
+/// What the rule lets go, oldest first; nothing while no newer checkpoint has been read back whole,
+/// so the newest good one always stays. `known_good`: one that needs no reading.
+/// errors: CheckpointError when the directory cannot be read
+std::vector<std::string> prunable(const std::string& run_dir, const KeepRule& keep,
+                                  const std::string& known_good = "");
+/// Deletes them and returns them. Rank 0 only; no comm. errors: CheckpointError
+std::vector<std::string> prune_checkpoints(const std::string& run_dir, const KeepRule& keep,
+                                           const std::string& known_good = "");
 
 // For `stoa ckpt ls|verify|show` and for tools without MPI.
 struct CheckpointFile {

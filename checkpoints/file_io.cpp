@@ -8,8 +8,10 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -17,6 +19,7 @@ namespace stoa {
 namespace {
 
 constexpr std::size_t kChunkBytes = std::size_t{4} << 20;
+std::atomic<std::int64_t> moved = 0;  // bytes, by every thread
 
 std::string to_hex(const XXH128_hash_t& h) {
     return fmt::format("{:016x}{:016x}", h.high64, h.low64);
@@ -62,7 +65,8 @@ std::string xxh3_hex(const std::string& text) {
 }
 
 File File::open_read(const std::string& path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // A pipe of that name would keep us waiting for its writer.
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) throw io_error(path, "open", errno);
     File file(fd, path);
     struct stat st {};
@@ -109,6 +113,7 @@ void File::read_at(std::int64_t offset, std::span<std::byte> out) const {
                 {.what = "file ends early",
                  .where = path_,
                  .expected = fmt::format("{} more bytes at {}", out.size(), offset)});
+        moved += n;
         offset += n;
         out = out.subspan(static_cast<std::size_t>(n));
     }
@@ -119,6 +124,7 @@ void File::write_at(std::int64_t offset, Bytes bytes) {
         const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), offset);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) throw io_error(path_, "write", n < 0 ? errno : EIO);
+        moved += n;
         offset += n;
         bytes = bytes.subspan(static_cast<std::size_t>(n));
     }
@@ -128,8 +134,90 @@ void File::sync() {
     if (::fsync(fd_) != 0) throw io_error(path_, "sync", errno);
 }
 
-std::string read_text(const std::string& path) {
+bool File::bypass_cache(bool on) {
+    const int flags = ::fcntl(fd_, F_GETFL);
+    return flags >= 0 && ::fcntl(fd_, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+}
+
+void File::pace(std::int64_t begin, std::int64_t end) {
+    (void)::sync_file_range(fd_, begin, end - begin, SYNC_FILE_RANGE_WRITE);
+    constexpr unsigned kWait =
+        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    if (begin > 0) (void)::sync_file_range(fd_, 0, begin, kWait);
+}
+
+namespace {
+
+std::byte* aligned_bytes(std::size_t bytes) {
+    auto* const p = static_cast<std::byte*>(std::aligned_alloc(kDirectBytes, bytes));
+    if (p == nullptr) throw std::bad_alloc();
+    return p;
+}
+
+}  // namespace
+
+void StreamWriter::Free::operator()(std::byte* p) const { std::free(p); }
+
+StreamWriter::StreamWriter(const std::string& path, std::int64_t bytes)
+    : file_(File::create(path, bytes)),
+      stage_(aligned_bytes(kStageBytes)),
+      direct_(file_.bypass_cache(true)) {}
+
+void StreamWriter::append(Bytes bytes) {
+    while (!bytes.empty()) {
+        const std::size_t n = std::min(bytes.size(), kStageBytes - filled_);
+        std::memcpy(stage_.get() + filled_, bytes.data(), n);
+        filled_ += n;
+        bytes = bytes.subspan(n);
+        if (filled_ == kStageBytes) flush();
+    }
+}
+
+void StreamWriter::flush() {
+    const Bytes whole(stage_.get(), filled_);
+    hash_.update(whole);
+    const std::size_t blocks = direct_ ? filled_ / kDirectBytes * kDirectBytes : 0;
+    file_.write_at(at_, whole.first(blocks));
+    if (blocks < filled_) {  // no direct writing here, or the end of the file
+        if (direct_) direct_ = !file_.bypass_cache(false);
+        file_.write_at(at_ + static_cast<std::int64_t>(blocks), whole.subspan(blocks));
+        file_.pace(at_, at_ + static_cast<std::int64_t>(filled_));
+    }
+    at_ += static_cast<std::int64_t>(filled_);
+    filled_ = 0;
+}
+
+std::string StreamWriter::finish() {
+    flush();
+    file_.sync();
+    return hash_.hex();
+}
+
+std::string hash_stored_file(const std::string& path) {
+    File file = File::open_read(path);
+    const std::int64_t bytes = file.bytes();
+    const bool direct = file.bypass_cache(true);
+    const auto chunk =
+        std::unique_ptr<std::byte, decltype(&std::free)>(aligned_bytes(kChunkBytes), &std::free);
+    Xxh3 hash;
+    for (std::int64_t at = 0; at < bytes;) {
+        const auto n = std::min<std::int64_t>(kChunkBytes, bytes - at);
+        if (direct && n % static_cast<std::int64_t>(kDirectBytes) != 0) file.bypass_cache(false);
+        const std::span part(chunk.get(), static_cast<std::size_t>(n));
+        file.read_at(at, part);
+        hash.update(part);
+        at += n;
+    }
+    return hash.hex();
+}
+
+std::string read_text(const std::string& path, std::int64_t most_bytes) {
     const File file = File::open_read(path);
+    if (file.bytes() > most_bytes)
+        throw CheckpointError({.what = "file is too large",
+                               .where = path,
+                               .expected = "at most " + format_bytes(most_bytes),
+                               .actual = format_bytes(file.bytes())});
     std::string text(static_cast<std::size_t>(file.bytes()), '\0');
     file.read_at(0, std::as_writable_bytes(std::span(text)));
     return text;
@@ -140,6 +228,8 @@ void write_text_synced(const std::string& path, const std::string& text) {
     file.write_at(0, std::as_bytes(std::span(text)));
     file.sync();
 }
+
+std::int64_t bytes_moved() { return moved; }
 
 std::string hash_file(const std::string& path) {
     const File file = File::open_read(path);
@@ -170,16 +260,22 @@ void rename_path(const std::string& from, const std::string& to) {
     if (std::rename(from.c_str(), to.c_str()) != 0) throw io_error(to, "rename " + from, errno);
 }
 
-void require_free_space(const std::string& dir, std::int64_t bytes) {
+std::int64_t free_bytes(const std::string& dir) {
     struct statvfs fs {};
     if (::statvfs(dir.c_str(), &fs) != 0) throw io_error(dir, "query free space", errno);
-    const double needed = 1.1 * static_cast<double>(bytes);
-    const double available = static_cast<double>(fs.f_bavail) * static_cast<double>(fs.f_frsize);
-    if (available < needed)
+    return static_cast<std::int64_t>(static_cast<double>(fs.f_bavail) *
+                                     static_cast<double>(fs.f_frsize));
+}
+
+std::int64_t wanted_free_bytes(std::int64_t bytes) { return bytes + bytes / 5; }
+
+void require_free_space(const std::string& dir, std::int64_t bytes) {
+    const std::int64_t wanted = wanted_free_bytes(bytes), available = free_bytes(dir);
+    if (available < wanted)
         throw CheckpointError({.what = "not enough free space for a checkpoint",
                                .where = dir,
-                               .expected = format_bytes(static_cast<std::int64_t>(needed)),
-                               .actual = format_bytes(static_cast<std::int64_t>(available)),
+                               .expected = format_bytes(wanted),
+                               .actual = format_bytes(available),
                                .hint = hint_for(ENOSPC)});
 }
 

@@ -12,6 +12,8 @@
 #include <string>
 #include <utility>
 
+#include "kernels/core/hdf5_lock.h"
+
 namespace stoa {
 
 /// The bytes HDF5 wrote, by page; what it never wrote reads as zero.
@@ -43,7 +45,8 @@ private:
 /// errors: CheckpointError when an HDF5 call returned a negative value
 void h5_check(herr_t status, const std::string& doing);
 
-/// While it lives, HDF5 keeps its error stack to itself instead of printing it.
+/// While it lives, HDF5 is this thread's, and keeps its error stack to itself instead of printing
+/// it.
 class H5Quiet {
 public:
     H5Quiet();
@@ -52,6 +55,7 @@ public:
     H5Quiet& operator=(const H5Quiet&) = delete;
 
 private:
+    std::lock_guard<std::recursive_mutex> one_thread_{hdf5_mutex()};
     H5E_auto2_t print_ = nullptr;
     void* data_ = nullptr;
 };

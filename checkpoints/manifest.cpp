@@ -18,6 +18,9 @@ constexpr const char* kHashKey = ",\n \"manifest_xxh3\": \"";
 constexpr const char* kEnd = "\"\n}\n";
 constexpr std::size_t kHexDigits = 32;
 
+// Far above any file, far below where sums of such numbers overflow.
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 58;
+
 [[noreturn]] void damaged(const std::string& where, const std::string& expected,
                           const std::string& actual) {
     throw CheckpointError(
@@ -34,8 +37,16 @@ Shape shape_from(const ordered_json& j) {
     Shape s;
     if (j.empty() || j.size() > 2)
         throw CheckpointError({.what = "tensor rank", .expected = "1 or 2", .actual = j.dump()});
-    for (const auto& n : j)
-        s.dims[static_cast<std::size_t>(s.rank++)] = n.get<std::int64_t>();
+    std::int64_t numel = 1;
+    for (const auto& n : j) {
+        const auto extent = n.get<std::int64_t>();
+        if (extent < 1 || extent > kMostBytes / numel)
+            throw CheckpointError({.what = "tensor shape",
+                                   .expected = "extents whose product is a possible size",
+                                   .actual = j.dump()});
+        numel *= extent;
+        s.dims[static_cast<std::size_t>(s.rank++)] = extent;
+    }
     return s;
 }
 DType dtype_from(const std::string& name) {
@@ -49,8 +60,25 @@ DType dtype_from(const std::string& name) {
 ordered_json to_json(const CheckpointFile& f) {
     return {{"name", f.name}, {"bytes", f.bytes}, {"xxh3", f.xxh3}};
 }
+/// A name inside the directory, and nothing else.
+std::string file_name_from(const ordered_json& j) {
+    const auto name = j.get<std::string>();
+    if (name.empty() || name.starts_with('.') || name.find('/') != std::string::npos ||
+        name.find('\0') != std::string::npos || name == kManifestName)
+        throw CheckpointError({.what = "file name in a manifest",
+                               .expected = "a name inside the directory",
+                               .actual = j.dump()});
+    return name;
+}
+std::int64_t size_from(const ordered_json& j) {
+    const auto n = j.get<std::int64_t>();
+    if (n < 0 || n > kMostBytes)
+        throw CheckpointError(
+            {.what = "size in a manifest", .expected = "a possible size", .actual = j.dump()});
+    return n;
+}
 CheckpointFile file_from(const ordered_json& j) {
-    return {j.at("name").get<std::string>(), j.at("bytes").get<std::int64_t>(),
+    return {file_name_from(j.at("name")), size_from(j.at("bytes")),
             j.at("xxh3").get<std::string>()};
 }
 
@@ -75,12 +103,27 @@ StoredTensor tensor_from(const ordered_json& j) {
                    dtype_from(j.at("dtype").get<std::string>()),
                    {}};
     for (const auto& s : j.at("shards"))
-        t.shards.push_back(
-            {s.at("file").get<std::string>(), s.at("offset").get<std::int64_t>(),
-             s.at("row_begin").get<std::int64_t>(), s.at("row_count").get<std::int64_t>(),
-             s.at("col_begin").get<std::int64_t>(), s.at("col_count").get<std::int64_t>(),
-             s.at("xxh3").get<std::string>()});
+        t.shards.push_back({file_name_from(s.at("file")), size_from(s.at("offset")),
+                            size_from(s.at("row_begin")), size_from(s.at("row_count")),
+                            size_from(s.at("col_begin")), size_from(s.at("col_count")),
+                            s.at("xxh3").get<std::string>()});
     return t;
+}
+
+}  // namespace
+
+namespace {
+
+void require_in_files(const StoredTensor& t, const std::map<std::string, std::int64_t>& sizes) {
+    for (const StoredShard& s : t.shards) {
+        const auto file = sizes.find(s.file);
+        const std::int64_t bytes = s.numel() * size_of(t.dtype);
+        if (file == sizes.end() || s.offset > file->second || bytes > file->second - s.offset)
+            throw CheckpointError(
+                {.what = "tensor " + t.name + " lies outside its file",
+                 .expected = "within a file of the manifest",
+                 .actual = fmt::format("{} + {} of {}", s.offset, bytes, s.file)});
+    }
 }
 
 }  // namespace
@@ -88,6 +131,7 @@ StoredTensor tensor_from(const ordered_json& j) {
 std::string format_manifest(const Manifest& m) {
     ordered_json j = {{"format", kFormatName},
                       {"version", kFormatVersion},
+                      {"run_id", m.meta.run_id},
                       {"step", m.meta.step},
                       {"config_hash", m.meta.config_hash},
                       {"tokenizer_hash", m.meta.tokenizer_hash},
@@ -129,22 +173,32 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
                  .expected = fmt::format("{} version {}", kFormatName, kFormatVersion),
                  .actual = j.at("format").dump() + " version " + j.at("version").dump()});
         Manifest m;
-        m.meta.step = j.at("step").get<std::int64_t>();
+        m.meta.run_id = j.value("run_id", "");  // early ones have none
+        m.meta.step = size_from(j.at("step"));
         m.meta.config_hash = j.at("config_hash").get<std::string>();
         m.meta.tokenizer_hash = j.at("tokenizer_hash").get<std::string>();
         m.meta.counters = j.at("counters").get<std::map<std::string, std::string>>();
         m.meta.resolved_config = j.at("resolved_config").get<std::string>();
         m.tp = j.at("tp").get<std::int64_t>();
-        for (const auto& f : j.at("files"))
+        std::map<std::string, std::int64_t> sizes;
+        for (const auto& f : j.at("files")) {
             m.files.push_back(file_from(f));
+            sizes[m.files.back().name] = m.files.back().bytes;
+        }
         for (const auto& t : j.at("tensors"))
             m.tensors.push_back(tensor_from(t));
-        for (const StoredTensor& t : m.tensors)
+        for (const StoredTensor& t : m.tensors) {
             require_tiles(t, where);
+            require_in_files(t, sizes);
+        }
         m.xxh3 = hash;
         return m;
     } catch (const nlohmann::json::exception& e) {
         damaged(where, "the fields of format version 1", e.what());
+    } catch (const CheckpointError& e) {
+        ErrorFields fields = e.fields();
+        if (fields.where.empty()) fields.where = where;
+        throw CheckpointError(fields);
     }
 }
 
@@ -157,12 +211,16 @@ std::string format_rank_table(const RankTable& t) {
     ordered_json tensors = ordered_json::array();
     for (const StoredTensor& x : t.tensors)
         tensors.push_back(to_json(x));
-    return ordered_json{{"file", to_json(t.file)}, {"tensors", tensors}}.dump();
+    return ordered_json{{"file", to_json(t.file)},
+                        {"tensors", tensors},
+                        {"write_s", t.write_s},
+                        {"verify_s", t.verify_s}}
+        .dump();
 }
 
 RankTable parse_rank_table(const std::string& text) {
     const ordered_json j = ordered_json::parse(text);
-    RankTable t{file_from(j.at("file")), {}};
+    RankTable t{file_from(j.at("file")), {}, j.at("write_s"), j.at("verify_s")};
     for (const auto& x : j.at("tensors"))
         t.tensors.push_back(tensor_from(x));
     return t;

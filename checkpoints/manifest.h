@@ -46,6 +46,7 @@ Manifest read_manifest(const std::string& dir);
 struct RankTable {
     CheckpointFile file;
     std::vector<StoredTensor> tensors;
+    double write_s = 0.0, verify_s = 0.0;  // for the report of the save, not in the manifest
 };
 std::string format_rank_table(const RankTable& t);
 RankTable parse_rank_table(const std::string& text);

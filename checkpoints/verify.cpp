@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <ranges>
 #include <set>
 #include <sstream>
@@ -130,12 +132,27 @@ std::vector<std::string> agreed_checkpoints(const std::string& run_dir, const Me
     return dirs;
 }
 
+constexpr const char* kForeign = "a checkpoint of another run";
+
 /// Every rank sees every file in its right size; the hashing, the long part, is dealt out.
-void verify_together(const std::string& dir, const Mesh& mesh) {
+void verify_together(const std::string& dir, const Mesh& mesh, const std::string& run_id) {
     const std::string hash_on_first = broadcast(manifest_hash(dir), 0, mesh.world);
     agree(mesh.world, "verify checkpoint", [&] {
         const Manifest m = read_manifest(dir);
         require_same_manifest(dir, hash_on_first, m);
+        if (!run_id.empty() && !m.meta.run_id.empty() && m.meta.run_id != run_id)
+            throw CheckpointError(
+                {.what = kForeign,
+                 .where = dir + "/" + kManifestName,
+                 .expected = "run_id " + run_id,
+                 .actual = m.meta.run_id,
+                 .hint = "to take it on purpose: stoa ckpt adopt " + dir + " RUN_DIR"});
+        const std::int64_t named = step_of_name(std::filesystem::path(dir).filename().string());
+        if (named != m.meta.step)
+            throw CheckpointError({.what = "the manifest is of another step",
+                                   .where = dir + "/" + kManifestName,
+                                   .expected = std::to_string(named),
+                                   .actual = std::to_string(m.meta.step)});
         for (const CheckpointFile& f : m.files)
             require_size(dir, f);
         for (std::size_t i = 0; i < m.files.size(); ++i)
@@ -145,51 +162,65 @@ void verify_together(const std::string& dir, const Mesh& mesh) {
     });
 }
 
+/// A file that is not there is damage; one that cannot be read (permission, a device's error) may
+/// be whole.
+RefusedCheckpoint::Why why_refused(const ErrorFields& e) {
+    using enum RefusedCheckpoint::Why;
+    if (e.what == kForeign) return foreign;
+    const bool absent = e.actual == std::strerror(ENOENT) || e.actual == std::strerror(ELOOP) ||
+                        e.actual == std::strerror(ENOTDIR) || e.actual == std::strerror(ENXIO);
+    return e.what.starts_with("cannot ") && !absent ? unreadable : damaged;
+}
+
 }  // namespace
 
-std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh, std::int64_t at_most) {
+FoundCheckpoint find_newest(const std::string& run_dir, const Mesh& mesh, const std::string& run_id,
+                            std::int64_t at_most) {
     std::vector<std::string> dirs = agreed_checkpoints(run_dir, mesh);
-    std::erase_if(dirs, [&](const std::string& dir) {  // ".../step-000000200"
-        return std::atoll(dir.substr(dir.rfind("step-") + 5).c_str()) > at_most;
+    std::erase_if(dirs, [&](const std::string& dir) {
+        return step_of_name(std::filesystem::path(dir).filename().string()) > at_most;
     });
-    std::string last_cause;
+    FoundCheckpoint found;
+    std::string hint;
     for (const std::string& dir : dirs) {
         try {
-            verify_together(dir, mesh);
-            return dir;
+            verify_together(dir, mesh, run_id);
+            found.dir = dir;
+            return found;
         } catch (const Error& e) {
             // agree() made this one error everyone's, so all ranks go on to the next one together.
             if (e.code() != ExitCode::checkpoint) throw;
-            last_cause = e.what();
-            if (mesh.world.rank() == 0)
-                log_warn("skipping a checkpoint that does not verify: {}", last_cause);
+            found.refused.push_back({why_refused(e.fields()), dir, e.what()});
+            if (found.refused.back().why == RefusedCheckpoint::Why::foreign) hint = e.fields().hint;
+            if (mesh.world.rank() == 0) log_warn("passing over a checkpoint: {}", e.what());
         }
     }
-    if (dirs.empty()) return "";
+    if (dirs.empty()) return found;
     throw CheckpointError(
         {.what = fmt::format("none of {} checkpoints verifies", dirs.size()),
          .where = checkpoint_root(run_dir),
-         .expected = "at least one whole checkpoint",
-         .actual = last_cause,
-         .hint = "stoa ckpt verify " + run_dir +
-                 " names every damaged file; to start from step 0, choose a new run.name"});
+         .expected = "at least one whole checkpoint of this run",
+         .actual = found.refused.back().reason,
+         .hint =
+             !hint.empty()
+                 ? hint
+                 : "stoa ckpt verify " + run_dir +
+                       " names every damaged file; to start from step 0, choose a new run.name"});
 }
 
-void prune_checkpoints(const std::string& run_dir, std::int64_t keep) {
-    const std::vector<std::string> dirs = list_checkpoints(run_dir);
-    const auto newest = static_cast<std::size_t>(std::max<std::int64_t>(keep, 1));
-    if (dirs.size() <= newest) return;
-    bool good_is_kept = false;  // nothing goes before a newer one has been read back whole
-    for (std::size_t age = 0; age < dirs.size(); ++age) {
-        const std::string& dir = dirs[dirs.size() - 1 - age];
-        if (good_is_kept && age >= newest) {
-            delete_checkpoint(dir);
-        } else if (!good_is_kept) {
-            const auto verdicts = judge_files(dir);
-            good_is_kept = std::ranges::all_of(
-                verdicts, [](const FileVerdict& v) { return v.problem.empty(); });
-        }
+std::string find_checkpoint(const std::string& run_dir, const Mesh& mesh, std::int64_t at_most) {
+    return find_newest(run_dir, mesh, "", at_most).dir;
+}
+
+std::vector<std::string> set_aside(const std::vector<RefusedCheckpoint>& refused) {
+    std::vector<std::string> names;
+    for (const RefusedCheckpoint& r : refused) {
+        using enum RefusedCheckpoint::Why;
+        names.push_back(r.why == unreadable
+                            ? ""
+                            : rename_refused(r.dir, r.why == foreign ? ".foreign" : ".bad"));
     }
+    return names;
 }
 
 }  // namespace stoa

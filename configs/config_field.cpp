@@ -227,8 +227,12 @@ struct Reader {
         *f.mode = static_cast<Determinism>(found - words.begin());
         return true;
     }
-    bool read(const ConfigNode& node, IntervalField f) {
-        if (!need_scalar(node)) return false;
+    bool read(const ConfigNode& whole, IntervalField f) {
+        if (!need_scalar(whole)) return false;
+        static const std::string word = " blocking";
+        ConfigNode node = whole;
+        *f.blocking = node.text.ends_with(word);
+        if (*f.blocking) node.text.resize(node.text.size() - word.size());
         const Parsed<std::int64_t> steps = parse_count(node.text, "steps");
         if (steps.ok()) {
             if (!number(node, steps, f.steps)) return false;
@@ -242,6 +246,20 @@ struct Reader {
             return refuse(node, "expected a duration above 0");
         *f.seconds = seconds.value;
         *f.steps = 0;
+        return true;
+    }
+    // 3, or 3 + every 5000 steps
+    bool read(const ConfigNode& node, KeepField f) {
+        if (!need_scalar(node)) return false;
+        const std::string between = " + every ";
+        const std::size_t at = node.text.find(between);
+        if (!read({node.kind, node.place, node.text.substr(0, at), {}, {}}, f.newest)) return false;
+        *f.every_steps = 0;
+        if (at == std::string::npos) return true;
+        const auto every = parse_count(node.text.substr(at + between.size()), "steps");
+        if (!every.ok() || every.value < 1)
+            return refuse(node, "expected a number of steps behind every (3 + every 5000 steps)");
+        *f.every_steps = every.value;
         return true;
     }
     bool read(const ConfigNode& node, std::vector<std::string>* out) {
@@ -349,8 +367,14 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                                          : fmt::format("elastic {}x{}", *f.dp_shards, *f.tp_chunks);
             },
             [](IntervalField f) {
-                return *f.seconds > 0.0 ? format_duration(*f.seconds)
-                                        : format_count(*f.steps, "steps");
+                return (*f.seconds > 0.0 ? format_duration(*f.seconds)
+                                         : format_count(*f.steps, "steps")) +
+                       (*f.blocking ? " blocking" : "");
+            },
+            [](KeepField f) {
+                return fmt::format("{}", *f.newest) +
+                       (*f.every_steps > 0 ? " + every " + format_count(*f.every_steps, "steps")
+                                           : "");
             },
             [&row](const std::vector<std::string>* names) -> std::string {
                 if (names->empty() && row.flag == KeyRow::automatic) return "auto";
@@ -393,7 +417,8 @@ std::string type_text(const KeyRow& row) {
             [](TpField) -> std::string { return "a whole number, and sequence"; },
             [](ZeroField) -> std::string { return "0, 1, 2 or 3, and beside or blocking"; },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
-            [](IntervalField) -> std::string { return "steps or a duration"; },
+            [](IntervalField) -> std::string { return "steps or a duration, and blocking"; },
+            [](KeepField) -> std::string { return "a whole number, and every N steps"; },
             [](std::vector<std::string>*) -> std::string { return "a list of names"; },
             [](std::map<std::string, double>*) -> std::string {
                 return "a map from source to share";

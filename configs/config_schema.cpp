@@ -84,8 +84,8 @@ const std::vector<KeyRow>& key_rows() {
         {"data.sources.<name>.difficulty", "", between(1, 10), plain, "reasoning: 1 is easiest", [](T t) -> F { return &t.source->difficulty; }},
         {"data.sources.<name>.loss_on", "", kAny, plain, "reasoning: learn the whole text, or only steps and answer", [](T t) -> F { return &t.source->loss_on; }},
 
-        {"checkpoint.every", "steps", between(0, 1e12), plain, "200 steps or 30min; 0: only at the end and when stopped", [](T t) -> F { return IntervalField{&t.run->checkpoint.every_steps, &t.run->checkpoint.every_seconds}; }},
-        {"checkpoint.keep", "", between(1, 1e6), plain, "newest checkpoints that are kept", [](T t) -> F { return &t.run->checkpoint.keep; }},
+        {"checkpoint.every", "steps", between(0, 1e12), plain, "200 steps or 30min; 0: only at the end and when stopped; 200 steps blocking: training waits, and needs no memory for a snapshot", [](T t) -> F { return IntervalField{&t.run->checkpoint.every_steps, &t.run->checkpoint.every_seconds, &t.run->checkpoint.blocking}; }},
+        {"checkpoint.keep", "", between(1, 1e6), plain, "newest checkpoints that are kept; 3 + every 5000 steps: and for ever those of such steps", [](T t) -> F { return KeepField{&t.run->checkpoint.keep, &t.run->checkpoint.keep_every_steps}; }},
 
         {"eval.every", "steps", between(0, 1e12), plain, "steps between evaluations; 0: only at stage ends", [](T t) -> F { return &t.run->eval.every_steps; }},
         {"eval.sequences", "sequences", between(0, 1e6), plain, "held-out sequences of each shards source", [](T t) -> F { return &t.run->eval.sequences; }},

@@ -30,6 +30,10 @@ struct WarmupField {
 struct IntervalField {
     std::int64_t* steps;
     double* seconds;
+    bool* blocking;
+};
+struct KeepField {
+    std::int64_t *newest, *every_steps;
 };
 struct RecomputeField {
     Recompute* policy;
@@ -52,9 +56,10 @@ struct FractionField {
 };
 using ConfigField =
     std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
-                 BetasField, WarmupField, IntervalField, DeterminismField, RecomputeField,
-                 ZeroField, TpField, std::vector<std::string>*, std::map<std::string, double>*,
-                 Recompute*, Recipe*, Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*>;
+                 BetasField, WarmupField, IntervalField, KeepField, DeterminismField,
+                 RecomputeField, ZeroField, TpField, std::vector<std::string>*,
+                 std::map<std::string, double>*, Recompute*, Recipe*, Format*, Moments*,
+                 ScheduleKind*, SourceKind*, LossOn*>;
 
 struct KeyRange {
     double low = -std::numeric_limits<double>::infinity();

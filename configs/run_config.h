@@ -134,7 +134,9 @@ struct DataConfig {
 struct CheckpointConfig {
     std::int64_t every_steps = 200;  // "200 steps"; 0 = use every_seconds only
     double every_seconds = 0.0;      // "30min"; 0 = use every_steps only
+    bool blocking = false;           // "200 steps blocking": no snapshot, training waits
     std::int64_t keep = 3;
+    std::int64_t keep_every_steps = 0;  // "3 + every 5000 steps": those stay for ever; 0: none
 };
 
 /// eval.*

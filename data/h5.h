@@ -1,9 +1,11 @@
 #pragma once
 // Owners of HDF5 identifiers, and HDF5's own error printing switched off. HDF5 is not thread-safe
-// here: one thread uses it at a time.
+// here: whoever uses it holds an H5Quiet, and so its lock.
 #include <hdf5.h>
 
 #include <utility>
+
+#include "kernels/core/hdf5_lock.h"
 
 namespace stoa {
 
@@ -30,7 +32,7 @@ using H5Type = H5Handle<H5Tclose>;
 using H5Attribute = H5Handle<H5Aclose>;
 using H5Plist = H5Handle<H5Pclose>;
 
-/// While this lives, HDF5 reports by return value only.
+/// While this lives, HDF5 reports by return value only, and to no other thread.
 class H5Quiet {
 public:
     H5Quiet() {
@@ -42,6 +44,7 @@ public:
     H5Quiet& operator=(const H5Quiet&) = delete;
 
 private:
+    std::lock_guard<std::recursive_mutex> one_thread_{hdf5_mutex()};
     H5E_auto2_t function_ = nullptr;
     void* data_ = nullptr;
 };

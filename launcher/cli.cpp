@@ -31,6 +31,8 @@ constexpr Verb kVerbs[] = {
     {"launch", command_launch, "start the ranks of a run, watch them, and restart them"},
     {"hostcheck", command_hostcheck, nullptr},  // of `stoa launch`, on each host
     {"generate", command_generate, "continue a prompt with a trained model"},
+    {"slurm", command_slurm, "write a batch script for SLURM, and submit it"},
+    {"status", command_status, "how a run is: step, speed, last checkpoint, last fault, job"},
     {"ckpt", command_ckpt, "list, show and verify checkpoints"},
 };
 

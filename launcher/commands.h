@@ -21,9 +21,17 @@ int command_tokenizer(const Args& args);  // stoa tokenizer train ...
 int command_reason(const Args& args);     // stoa reason gen|verify ...
 int command_generate(const Args& args);   // stoa generate RUN_DIR --prompt "..."
 int command_ckpt(const Args& args);       // stoa ckpt ls|verify|show ...
+int command_slurm(const Args& args);      // stoa slurm CFG --nodes N ...
+int command_status(const Args& args);     // stoa status RUN
 
 /// The part of `stoa plan` that ranks meshes on a cluster; 0 devices: one node's.
 int plan_cluster(const RunConfig& config, const std::string& cluster_file, std::int64_t devices,
                  bool as_json);
+
+/// Looks at the tokenizer, the shard directories and the families that the configuration names;
+/// adds what is wrong to `problems`, and the vocabulary's size to `config`.
+void check_files(RunConfig& config, std::vector<std::string>& problems);
+/// One ConfigError of all of them; nothing where there are none.
+void throw_problems(const std::vector<std::string>& problems);
 
 }  // namespace stoa

@@ -14,11 +14,13 @@
 #include <fstream>
 #include <random>
 
+#include "checkpoints/run_identity.h"
 #include "launcher/generation.h"
 #include "launcher/host_check.h"
 #include "launcher/process.h"
 #include "launcher/run_journal.h"
 #include "launcher/run_lock.h"
+#include "launcher/slurm_requeue.h"
 #include "parallel/mpi_session.h"
 
 namespace stoa {
@@ -37,6 +39,8 @@ struct Job {
     RestartHistory history;
     std::string token;
     Clock::time_point touched = Clock::now();
+    SlurmDeadline slurm_end{};
+    bool past_slurm_end = false;
 };
 
 std::string random_token() {
@@ -243,7 +247,16 @@ GenerationPlan plan_generation(Job& job, const std::vector<Host>& placed,
     return plan;
 }
 
+// SLURM's signal may never come: a request of our own, like that one.
+void stop_before_slurm_does(Job& job) {
+    if (job.past_slurm_end || !job.slurm_end.reached()) return;
+    job.past_slurm_end = true;
+    say(fmt::format("the SLURM job ends in {:.0f} s", std::max(0.0, job.slurm_end.seconds_left())));
+    kill(getpid(), SIGUSR2);
+}
+
 void tick(Job& job, std::int64_t step) {
+    stop_before_slurm_does(job);
     const bool moved = step > job.status.step;
     job.status.step = std::max(job.status.step, step);
     if (!moved && Clock::now() - job.touched < std::chrono::seconds(5)) return;
@@ -335,6 +348,7 @@ int run_job(Job& job, SignalQueue& signals, StopState& stop) {
         job.status.restarts = job.history.all_restarts;
         const GenerationPlan plan = plan_generation(job, placed, resume_at_most, first);
         job.status.shared_dir = plan.shared_dir;
+        write_generation(job.run_dir, plan.number);  // from here on older ranks commit nothing
         set_state(job, "LAUNCH");
         write_supervisor_event(job.run_dir, "launch", job.status.step,
                                {{"generation", std::to_string(plan.number), true},
@@ -444,8 +458,13 @@ int supervise(const LaunchOptions& options) {
             .token = random_token()};
     job.lock = RunLock(job.run_dir, "stoa launch");
     const RunStatus before = read_status(job.run_dir);
-    job.status.generation = before.generation;
+    job.status.generation =
+        std::max(before.generation, static_cast<int>(read_generation(job.run_dir)));
     job.status.step = before.step;
+    if (const auto slurm = slurm_job()) {
+        write_slurm_event(job.run_dir, "slurm_job", *slurm);
+        job.slurm_end = SlurmDeadline(*slurm, options.stop_before_s);
+    }
     clean_up_before(job);
     wait_for_old_ranks(job, before, signals, stop);
     check_hosts(job);

@@ -21,6 +21,7 @@
 #include "parallel/board.h"
 #include "parallel/collectives.h"
 #include "parallel/control.h"
+#include "parallel/exit_record.h"
 #include "parallel/monitor.h"
 #include "parallel/mpi_session.h"
 #include "parallel/stack_dump.h"
@@ -183,6 +184,18 @@ struct Watch::State {
     std::unique_ptr<ControlThread> control;
 
     void leave(int code, const std::string& why) {
+        const BoardView board = read_board();
+        const Stamp* const waits = board.waits_in();
+        write_exit_record(
+            {.rank = rank,
+             .code = code,
+             .kind = code == static_cast<int>(ExitCode::hang)     ? "hang"
+                     : code == static_cast<int>(ExitCode::fenced) ? "fenced"
+                                                                  : "peer_lost",
+             .what = why,
+             .phase = phase_name(board.phase),
+             .step = board.step,
+             .site = waits == nullptr ? "" : fmt::format("{}:{}", waits->file, waits->line)});
         // A monitor that is gone or stopped cannot write why: the first of the others does.
         if (!supervised && code == static_cast<int>(ExitCode::fenced) && rank == 1)
             records.write(

@@ -151,6 +151,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
         if (mesh.world.rank() != 0) return;
         make_run_directory(config, loaded, lock);
     });
+    const RunIdentity identity = claim_run(config.run_dir(), mesh.world);
     agree(mesh.world, "open log", [&] { open_log(config.run_dir() + "/logs", mesh.world.rank()); });
     watch.records_in(config.run_dir());
 
@@ -181,7 +182,8 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
                  .state = std::move(state),
                  .curriculum = initial_curriculum(config),
                  .resolved_config = loaded.resolved_yaml,
-                 .resume_command = options.resume_command};
+                 .resume_command = options.resume_command,
+                 .identity = identity};
     announce(run, plan);
     pre_flight(mesh.world, watch);
     agree(mesh.world, "check for a fresh start", [&] {

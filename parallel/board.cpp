@@ -325,7 +325,7 @@ void board_trouble(const std::string& text, double seconds) {
 CollectiveScope::CollectiveScope(const char* op, const Communicator& comm, std::int64_t count,
                                  const char* dtype, Site site, const char* how)
     : lane_(this_lane) {
-    if (comm.size() == 1) return;
+    if (comm.size() == 1 || comm.group().ordinal == 0) return;
     Board& b = *the_board;
     GroupRow& group = comm.group();
     stamp_ = {.sequence = ++group.sequence,

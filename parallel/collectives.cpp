@@ -3,6 +3,8 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "kernels/core/thread_pool.h"
@@ -249,6 +251,49 @@ void barrier(const Communicator& comm, Site site) {
     if (comm.size() == 1) return;
     const CollectiveScope scope{"barrier", comm, 0, "bytes", site};
     check_mpi(MPI_Barrier(comm.handle()), "barrier", comm);
+}
+
+void patient_barrier(const Communicator& comm, Site site) {
+    if (comm.size() == 1) return;
+    const CollectiveScope scope{"barrier", comm, 0, "bytes", site};
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Ibarrier(comm.handle(), &request), "barrier", comm);
+    for (int done = 0, waits = 0; done == 0; ++waits) {
+        check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "barrier", comm);
+        if (done == 0)
+            std::this_thread::sleep_for(std::chrono::microseconds(waits < 20 ? 50 : 500));
+    }
+}
+
+std::vector<std::string> gather(const std::string& text, int root, const Communicator& comm,
+                                Site site) {
+    if (comm.size() == 1) return {text};
+    // Texts of different lengths: the count says nothing.
+    const CollectiveScope scope{"gather", comm, 0, "bytes", site};
+    const bool mine = comm.rank() == root;
+    const auto ranks = static_cast<std::size_t>(comm.size());
+    const auto bytes = static_cast<int>(text.size());
+    std::vector<int> sizes(mine ? ranks : 0), begins(mine ? ranks : 0);
+    check_mpi(MPI_Gather(&bytes, 1, MPI_INT, sizes.data(), 1, MPI_INT, root, comm.handle()),
+              "gather", comm);
+    std::int64_t all = 0;
+    for (std::size_t r = 0; r < sizes.size(); ++r) {
+        begins[r] = static_cast<int>(all);
+        all += sizes[r];
+    }
+    if (all > INT32_MAX)
+        throw CollectiveError({.what = "gather of too much",
+                               .expected = "at most 2 GiB",
+                               .actual = std::to_string(all) + " bytes"});
+    std::string joined(static_cast<std::size_t>(all), '\0');
+    check_mpi(MPI_Gatherv(text.data(), bytes, MPI_CHAR, joined.data(), sizes.data(), begins.data(),
+                          MPI_CHAR, root, comm.handle()),
+              "gather", comm);
+    std::vector<std::string> texts;
+    for (std::size_t r = 0; r < sizes.size(); ++r)
+        texts.push_back(
+            joined.substr(static_cast<std::size_t>(begins[r]), static_cast<std::size_t>(sizes[r])));
+    return texts;
 }
 
 }  // namespace stoa

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/core/exact_sum.h"
 #include "kernels/core/exec.h"
@@ -56,6 +57,13 @@ std::string broadcast(std::string text, int root, const Communicator& comm, Site
 /// Root's bytes of t on every rank.     comm: broadcasts of at most 1 GiB
 void broadcast(TensorView t, int root, const Communicator& comm, Site site = {});
 
+/// Every rank's text on `root`, by rank; nothing on the others.
+/// comm: a gather of sizes, then one of texts     errors: CollectiveError above 2 GiB in all
+std::vector<std::string> gather(const std::string& text, int root, const Communicator& comm,
+                                Site site = {});
+
 void barrier(const Communicator& comm, Site site = {});
+/// A barrier that sleeps between looks: for waits in which a peer needs this processor.
+void patient_barrier(const Communicator& comm, Site site = {});
 
 }  // namespace stoa

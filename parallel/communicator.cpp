@@ -25,11 +25,12 @@ int first_member(MPI_Comm comm) {
 Communicator::Communicator() = default;
 Communicator::~Communicator() = default;
 
-Communicator::Communicator(MPI_Comm comm, std::string name) : comm_(comm), name_(std::move(name)) {
+Communicator::Communicator(MPI_Comm comm, std::string name, bool on_board)
+    : comm_(comm), name_(std::move(name)) {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank", *this);
     check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size", *this);
-    group_ = open_group(name_, first_member(comm_), size_);
+    if (on_board) group_ = open_group(name_, first_member(comm_), size_);
 }
 
 Communicator::Communicator(Communicator&& other) noexcept { *this = std::move(other); }

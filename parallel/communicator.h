@@ -17,8 +17,9 @@ struct MachineGroups;  // parallel/machine_parts.h
 class Communicator {
 public:
     Communicator();  // a group of one, without MPI
-    /// Takes ownership of `comm`; `name` appears in messages ("world", "dp", "tp").
-    Communicator(MPI_Comm comm, std::string name);
+    /// Takes ownership of `comm`; `name` appears in messages ("world", "dp", "tp"). `on_board`: not
+    /// for a part of another group, whose collectives tell of it.
+    Communicator(MPI_Comm comm, std::string name, bool on_board = true);
     Communicator(Communicator&& other) noexcept;
     Communicator& operator=(Communicator&& other) noexcept;
     ~Communicator();  // MPI is closed by close(), which all ranks reach; never here

@@ -274,7 +274,9 @@ std::optional<Verdict> find_silent(const Reports& reports, const Limits& limits,
         if (!judged(r)) continue;
         const Host& host = hosts.at(r.host);
         const bool whole_host = !host.local && now - host.heard_at > kQuiet;
-        const double limit = r.connected ? limits.silent : std::min(limits.silent, kDisconnected);
+        // When a network comes back, the ranks of a host are heard again one after the other.
+        const double silent = host.local ? limits.silent : std::max(limits.silent, limits.host);
+        const double limit = r.connected ? silent : std::min(silent, kDisconnected);
         if (whole_host || silence(r, now) <= limit) continue;
         stopped.push_back(r.rank);
         if (worst == nullptr || r.heard_at < worst->heard_at) worst = &r;

@@ -181,7 +181,7 @@ std::unique_ptr<MachineGroups> open_machine_groups(const Communicator& comm,
     const auto split = [&](int color, const char* name) {
         MPI_Comm part = MPI_COMM_NULL;
         check_mpi(MPI_Comm_split(comm.handle(), color, comm.rank(), &part), "MPI_Comm_split", comm);
-        return Communicator{part, comm.name() + name};
+        return Communicator{part, comm.name() + name, /*on_board=*/false};
     };
     auto groups = std::make_unique<MachineGroups>();
     groups->machine = split(comm.rank() / per_machine, " machine");

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -95,6 +96,12 @@ void fault_in(Phase phase, std::int64_t step, int rank) {
     }
 }
 
+void pace_step(std::chrono::steady_clock::time_point begin) {
+    static const char* const text = std::getenv("STOA_PACE_MS");
+    if (text != nullptr)
+        std::this_thread::sleep_until(begin + std::chrono::milliseconds(std::atoi(text)));
+}
+
 CollectiveFault collective_fault(std::int64_t step, int rank) {
     for (const Fault& f : faults()) {
         if (f.rank != rank || f.step != step) continue;
@@ -102,6 +109,11 @@ CollectiveFault collective_fault(std::int64_t step, int rank) {
         if (f.kind == "swap-collective") return CollectiveFault::swap;
     }
     return CollectiveFault::none;
+}
+
+bool fault_due(std::int64_t step) {
+    return std::ranges::any_of(faults(),
+                               [&](const Fault& f) { return f.kind == "kill" && f.step == step; });
 }
 
 Injection fault_injection(std::int64_t step, int rank, std::size_t micro_batch) {

@@ -15,6 +15,7 @@
 //                    them at or after STEP
 //
 // And STOA_FAULT=inf@FIRST-LAST:RANK:LAYER, or nan@...: fault_injection.
+#include <chrono>
 #include <cstdint>
 
 #include "parallel/board.h"
@@ -29,6 +30,11 @@ void fault_in(Phase phase, std::int64_t step, int rank);
 /// What this rank does with the step's last collective of the world.
 enum class CollectiveFault { none, skip, swap };
 CollectiveFault collective_fault(std::int64_t step, int rank);
+/// STOA_PACE_MS: sleeps until a step that began at `begin` has lasted so long, so that a small
+/// model trains for an hour without computing for one.
+void pace_step(std::chrono::steady_clock::time_point begin);
+/// Whether a rank is to be killed right after this step: then a save in flight ends first.
+bool fault_due(std::int64_t step);
 
 /// With STOA_FAULT=inf@FIRST-LAST:RANK:LAYER (or nan@...), that rank's gradient of that layer's
 /// output holds Inf (NaN) in one value, in the first micro-batch of the steps that begin after

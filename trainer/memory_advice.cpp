@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "configs/check_config.h"
+#include "data/curriculum.h"
 #include "kernels/quantize.h"
 
 namespace stoa {
@@ -58,6 +59,15 @@ const std::vector<Step>& steps() {
         };
     };
     static const std::vector<Step> all = {
+        {"no snapshot: training waits while a checkpoint is written",
+         [](RunConfig& c) -> std::string {
+             if (c.checkpoint.blocking) return "";
+             c.checkpoint.blocking = true;
+             const CheckpointConfig& every = c.checkpoint;
+             return every.every_seconds > 0.0
+                        ? fmt::format("'checkpoint.every={}s blocking'", every.every_seconds)
+                        : fmt::format("'checkpoint.every={} steps blocking'", every.every_steps);
+         }},
         {"a third less than bf16 at equal loss", recipe(Recipe::r30, "r30")},
         {"norms and SwiGLU are computed twice", recompute(Recompute::selective, "selective")},
         {"more, smaller passes; the same steps",
@@ -104,7 +114,10 @@ DiskNeed plan_disk(const RunConfig& config) {
                 need.checkpoint_bytes += scale_shape(p.global_shape, QuantBlocks::row).numel();
         }
     }
-    need.run_bytes = need.checkpoint_bytes * (config.checkpoint.keep + 1);
+    const CheckpointConfig& c = config.checkpoint;
+    const std::int64_t milestones =
+        c.keep_every_steps > 0 ? total_steps(config) / c.keep_every_steps : 0;
+    need.run_bytes = need.checkpoint_bytes * (c.keep + milestones + 1);
     return need;
 }
 

@@ -128,6 +128,7 @@ CheckpointMeta checkpoint_meta(const TrainRun& run) {
                         .counters = identity(run.state.config),
                         .resolved_config = run.resolved_config};
     meta.tokenizer_hash = run.tokenizer.hash();
+    meta.run_id = run.identity.run_id;
     meta.counters["sums"] = sums_of(run.state.config);
     meta.counters["curriculum.step"] = std::to_string(c.step);
     meta.counters["curriculum.tokens"] = std::to_string(c.tokens);

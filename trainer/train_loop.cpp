@@ -5,6 +5,8 @@
 #include <chrono>
 #include <map>
 
+#include "checkpoints/run_directory.h"
+#include "checkpoints/saver.h"
 #include "kernels/core/log.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
@@ -51,18 +53,91 @@ void on_rank_0(const Mesh& mesh, const char* phase, Fn&& work) {
     });
 }
 
-void save(TrainRun& run, MetricsFiles& files) {
+constexpr int kMaxFailedSaves = 3;  // in a row
+
+/// The saves of a run: the one in flight, and how many have failed since one was committed.
+struct Saves {
+    CheckpointSaver saver;
+    int failed_in_a_row = 0;
+    double waited_s = 0.0;  // for the one before, when the last one was due
+    explicit Saves(const TrainRun& run)
+        : saver(run.state.config.run_dir(), {.generation = run.identity.generation,
+                                             .keep = {run.state.config.checkpoint.keep,
+                                                      run.state.config.checkpoint.keep_every_steps},
+                                             .read_back = true,
+                                             .courteous = !run.state.config.checkpoint.blocking}) {}
+};
+
+// A disk too full for a checkpoint may be too full for a line about it.
+void write_save_event(TrainRun& run, MetricsFiles& files, const char* event, std::int64_t step,
+                      const std::map<std::string, std::string>& fields) {
+    if (run.mesh.world.rank() != 0) return;
+    try {
+        files.write_event(event, step, fields);
+    } catch (const Error& e) {
+        log_warn("no event {}: {}", event, e.what());
+    }
+}
+
+// `must`: this checkpoint is what the run goes on from or ends with.
+void record_save(TrainRun& run, MetricsFiles& files, Saves& saves, const SaveReport& r, bool must) {
+    const auto seconds = [](double s) { return fmt::format("{:.4f}", s); };
+    if (!r.failure) {
+        saves.failed_in_a_row = 0;
+        write_save_event(run, files, "checkpoint", r.step,
+                         {{"dir", r.dir},
+                          {"bytes", std::to_string(r.bytes)},
+                          {"seconds", seconds(r.total_s)},
+                          {"snapshot_s", seconds(r.snapshot_s)},
+                          {"waited_s", seconds(saves.waited_s)},
+                          {"write_s", seconds(r.write_s)},
+                          {"read_back_s", seconds(r.verify_s)},
+                          {"commit_s", seconds(r.commit_s)},
+                          {"pruned", std::to_string(r.pruned.size())}});
+        if (!r.warning.empty()) log_warn("checkpoints were not pruned: {}", r.warning);
+        return;
+    }
+    ++saves.failed_in_a_row;
+    write_save_event(
+        run, files, "checkpoint_failed", r.step,
+        {{"reason", r.failure->what()}, {"in_a_row", std::to_string(saves.failed_in_a_row)}});
+    if (must || r.failure->code() != ExitCode::checkpoint) throw Error(*r.failure);
+    if (saves.failed_in_a_row >= kMaxFailedSaves) {
+        ErrorFields fields = r.failure->fields();
+        fields.what =
+            fmt::format("{} saves in a row have failed: {}", kMaxFailedSaves, fields.what);
+        throw CheckpointError(fields);
+    }
+    log_warn("no checkpoint at step {}, training goes on: {}", r.step, r.failure->what());
+}
+
+// Waits for the save in flight, if there is one.
+void finish_save(TrainRun& run, MetricsFiles& files, Saves& saves, bool must = false) {
+    if (!saves.saver.saving()) return;
+    const PhaseScope phase(Phase::save);
+    record_save(run, files, saves, saves.saver.finish(run.mesh), must);
+}
+
+// Begins a save at a step boundary; `must`: and ends it. One is in flight at a time: where the one
+// before is not written yet, training waits, so that the steps that are due are the steps that are
+// saved. `urgent`: the run is asked to leave.
+void save(TrainRun& run, MetricsFiles& files, Saves& saves, bool must, bool urgent) {
     const PhaseScope phase(Phase::save);
     fault_in(Phase::save, run.curriculum.step, run.mesh.world.rank());
-    const RunConfig& config = run.state.config;
     const auto begin = Clock::now();
-    const std::string dir = save_checkpoint(config.run_dir(), checkpoint_meta(run),
-                                            checkpoint_shards(run.state.model), run.mesh);
-    on_rank_0(run.mesh, "prune checkpoints", [&] {
-        prune_checkpoints(config.run_dir(), config.checkpoint.keep);
-        files.write_event("checkpoint", run.curriculum.step,
-                          {{"dir", dir}, {"seconds", fmt::format("{:.3f}", seconds_since(begin))}});
-    });
+    finish_save(run, files, saves);
+    saves.waited_s = seconds_since(begin);
+    saves.saver.start(checkpoint_meta(run), checkpoint_shards(run.state.model), run.state.snapshot,
+                      run.mesh, urgent);
+    if (must || run.state.config.checkpoint.blocking) finish_save(run, files, saves, must);
+}
+
+// What resume_run passed over.
+void write_refused(TrainRun& run, MetricsFiles& files) {
+    for (const RefusedCheckpoint& r : run.refused)
+        write_save_event(run, files, "checkpoint_refused", run.curriculum.step,
+                         {{"dir", r.dir}, {"reason", r.reason}});
+    run.refused.clear();
 }
 
 EvalReport evaluate_and_report(TrainRun& run, MetricsFiles& files, EvalWhen when) {
@@ -143,6 +218,7 @@ void rewind_run(TrainRun& run, MetricsFiles& files, std::int64_t rewinds) {
              .expected = fmt::format("at most {} rewinds to one checkpoint", kMaxRewinds),
              .hint = "lower optimizer.lr, or set optimizer.spike_z=0"});
     const bool loaded = resume_run(run);
+    write_refused(run, files);
     const std::int64_t from = run.curriculum.step;
     run.curriculum = now;
     if (!loaded) forget_history(run.state.guard);  // nothing to return to: this is the new normal
@@ -155,11 +231,29 @@ void rewind_run(TrainRun& run, MetricsFiles& files, std::int64_t rewinds) {
     });
 }
 
+// Refused checkpoints are kept under a name that no save and no start meets again.
+void step_aside(TrainRun& run, std::vector<RefusedCheckpoint> refused) {
+    on_rank_0(run.mesh, "set refused checkpoints aside", [&] {
+        const std::vector<std::string> names = set_aside(refused);
+        for (std::size_t i = 0; i < refused.size(); ++i) {
+            if (names[i].empty()) continue;
+            log_warn("{} is now {}", refused[i].dir, names[i]);
+            refused[i].dir = names[i];
+        }
+    });
+    run.refused = std::move(refused);
+}
+
 }  // namespace
 
 bool resume_run(TrainRun& run, std::int64_t at_most) {
-    const std::string dir = find_checkpoint(run.state.config.run_dir(), run.mesh, at_most);
+    const std::string run_dir = run.state.config.run_dir();
+    on_rank_0(run.mesh, "sweep leftovers",
+              [&] { clean_run_directory(run_dir, run.identity.generation); });
+    FoundCheckpoint found = find_newest(run_dir, run.mesh, run.identity.run_id, at_most);
+    const std::string dir = found.dir;
     if (dir.empty()) return false;
+    step_aside(run, std::move(found.refused));
     // The manifest first: a configuration that does not fit is refused by its key, not by a
     // tensor's shape; and the formats of the layers are its policy's.
     agree(run.mesh.world, "compare configuration", [&] {
@@ -188,6 +282,8 @@ ExitCode train_loop(TrainRun& run) {
         files.write_event(run.curriculum.step == 0 ? "start" : "resume", run.curriculum.step,
                           {{"ranks", std::to_string(mesh.world.size())}});
     });
+    write_refused(run, files);
+    Saves saves(run);
     EvalReport last;
     if (run.curriculum.step == 0) last = evaluate_and_report(run, files, EvalWhen::start);
 
@@ -202,7 +298,8 @@ ExitCode train_loop(TrainRun& run) {
         const StageConfig& stage = stage_at(run.curriculum, config);
         StepInputs in{.lr = learning_rate(config, run.curriculum),
                       .step = run.curriculum.step,
-                      .stop = stop_requested()};
+                      .stop = stop_requested(),
+                      .saving = saves.saver.words()};
         in.save_due = config.checkpoint.every_seconds > 0.0 &&
                       seconds_since(last_save) >= config.checkpoint.every_seconds;
         agree(mesh.world, "load batch", [&] {
@@ -212,6 +309,7 @@ ExitCode train_loop(TrainRun& run) {
         const double data_ms = 1e3 * seconds_since(step_begin);
         take_comm_seconds();
         const StepResult result = step_or_abort(run, in);
+        pace_step(step_begin);
         board_step_done();
         const CommSeconds comm = take_comm_seconds();
         run.curriculum = advance(run.curriculum, config);
@@ -258,7 +356,12 @@ ExitCode train_loop(TrainRun& run) {
                                  .hint = "lower optimizer.lr; the last checkpoint is from before"});
         for (const Transition& t : result.transitions)
             log_info("precision: {}", to_text(t));
-        if (result.spike.action == SpikeAction::rewind) rewind_run(run, files, ++rewinds);
+        if (auto report = saves.saver.advance(result.saving, mesh))
+            record_save(run, files, saves, *report, /*must=*/false);
+        if (result.spike.action == SpikeAction::rewind) {
+            finish_save(run, files, saves);
+            rewind_run(run, files, ++rewinds);
+        }
         if (switched) {
             forget_history(run.state.guard);
             on_rank_0(mesh, "write event", [&] {
@@ -275,12 +378,14 @@ ExitCode train_loop(TrainRun& run) {
                                                   : EvalWhen::interval);
         const bool save_due = result.save_due || (config.checkpoint.every_steps > 0 &&
                                                   step % config.checkpoint.every_steps == 0);
-        if (save_due || finished || leaving || !result.transitions.empty()) {
-            save(run, files);
+        const bool must = finished || leaving || !result.transitions.empty();
+        if (save_due || must) {
+            save(run, files, saves, must, /*urgent=*/leaving && !finished);
             last_save = Clock::now();
             rewinds = 0;
         }
         if (!result.transitions.empty() && !finished && !leaving) resume_run(run);
+        if (fault_due(step)) finish_save(run, files, saves);
         fault_point(step, mesh.world.rank());
         if (leaving && !finished) {
             on_rank_0(mesh, "write event", [&] {

@@ -1,6 +1,8 @@
 #pragma once
 #include <string>
 
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/run_identity.h"
 #include "data/curriculum.h"
 #include "data/token_loader.h"
 #include "data/tokenizer/tokenizer.h"
@@ -19,11 +21,15 @@ struct TrainRun {
     CurriculumState curriculum;
     std::string resolved_config;  // goes into every checkpoint
     std::string resume_command;   // printed at the end
+    RunIdentity identity;         // whose run directory it is, and which start of the run
+    std::vector<RefusedCheckpoint> refused;  // met by resume_run and not yet in the records
 };
 
-/// Reads the newest good checkpoint of the run directory, of at most `at_most` steps, into `run`,
-/// if there is one. comm: agree(world) errors: CheckpointError; ConfigError when the configuration
-/// no longer fits the checkpoint (names the
+/// Sweeps what dead saves have left, and reads the newest good checkpoint of the run directory, of
+/// at most `at_most` steps, into `run`, if there is one. Damaged and foreign ones are renamed and end up in run.refused.
+/// comm: agree(world)
+/// errors: CheckpointError; ConfigError when the configuration no longer fits the checkpoint (names
+/// the
 ///         key, the saved and the new value)
 bool resume_run(TrainRun& run, std::int64_t at_most = kAnyStep);
 

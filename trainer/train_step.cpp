@@ -27,10 +27,13 @@ struct Decisions {
     bool skip;
     StopRequest stop;
     bool save_due;
+    SaveWords saving;
     std::vector<std::int32_t> nonfinite;  // (2, n_layers)
 };
 Decisions agree_decisions(const Decisions& mine, const Communicator& world, CollectiveFault fault) {
-    std::vector<std::int32_t> words{mine.skip, static_cast<std::int32_t>(mine.stop), mine.save_due};
+    std::vector<std::int32_t> words{mine.skip, static_cast<std::int32_t>(mine.stop), mine.save_due,
+                                    mine.saving.busy, mine.saving.failed};
+    const auto head = std::ssize(words);
     std::ranges::copy(mine.nonfinite, std::back_inserter(words));
     if (fault == CollectiveFault::skip) return mine;
     if (fault == CollectiveFault::swap) words.push_back(0);
@@ -39,11 +42,12 @@ Decisions agree_decisions(const Decisions& mine, const Communicator& world, Coll
                           {static_cast<std::int64_t>(words.size())},
                           {}};
     all_reduce(view, ReduceOp::max, world, {});
-    const bool nonfinite = std::any_of(words.begin() + 3, words.end(), [](int f) { return f; });
+    const bool nonfinite = std::any_of(words.begin() + head, words.end(), [](int f) { return f; });
     return {words[0] != 0 || nonfinite,
             static_cast<StopRequest>(words[1]),
             words[2] != 0,
-            {words.begin() + 3, words.end()}};
+            {words[3], words[4]},
+            {words.begin() + head, words.end()}};
 }
 
 std::vector<std::int64_t> flagged(const std::vector<std::int32_t>& flags, std::size_t pass) {
@@ -123,9 +127,12 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     loss_sum = all_reduce_scalar(loss_sum, ReduceOp::sum, mesh.dp);
     const double norm = std::sqrt(grad_sum_of_squares(model, s.dims.chunks, mesh, exec)) / scale;
     const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
-    const Decisions all = agree_decisions(
-        {.skip = !finite, .stop = in.stop, .save_due = in.save_due, .nonfinite = nonfinite},
-        mesh.world, collective_fault(in.step, mesh.world.rank()));
+    const Decisions all = agree_decisions({.skip = !finite,
+                                           .stop = in.stop,
+                                           .save_due = in.save_due,
+                                           .saving = in.saving,
+                                           .nonfinite = nonfinite},
+                                          mesh.world, collective_fault(in.step, mesh.world.rank()));
     StepResult r{.loss = loss_sum * per_token,
                  .grad_norm = norm,
                  .loss_scale = scale,
@@ -134,7 +141,8 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
                  .forward_nonfinite = flagged(all.nonfinite, 0),
                  .backward_nonfinite = flagged(all.nonfinite, 1),
                  .stop = all.stop,
-                 .save_due = all.save_due};
+                 .save_due = all.save_due,
+                 .saving = all.saving};
     if (!r.overflow && s.config.optimizer.spike_z > 0.0)
         r.spike = judge_step(s.guard, r.loss, norm, {.z = s.config.optimizer.spike_z});
     r.skipped = r.overflow || r.spike.action != SpikeAction::accept;

@@ -1,6 +1,7 @@
 #pragma once
 #include <vector>
 
+#include "checkpoints/saver.h"
 #include "parallel/mesh.h"
 #include "trainer/model/transformer.h"
 #include "trainer/stop_signal.h"
@@ -13,6 +14,7 @@ struct StepInputs {
     std::int64_t step = 0;                 // steps done before this one
     StopRequest stop = StopRequest::none;  // this rank was signalled
     bool save_due = false;                 // this rank's clock says so
+    SaveWords saving;                      // of this rank's save in flight
 };
 struct StepResult {
     double loss = 0.0;        // mean over all ranks' valid tokens
@@ -28,6 +30,7 @@ struct StepResult {
     std::vector<std::int64_t> forward_nonfinite, backward_nonfinite;
     StopRequest stop = StopRequest::none;  // some rank was signalled
     bool save_due = false;
+    SaveWords saving;  // of all ranks
 };
 
 /// One optimizer step. Whether its gradients are finite is decided by one exchange of a few bytes

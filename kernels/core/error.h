@@ -20,7 +20,7 @@ enum class ExitCode : int {
     preempted = 75,     // asked to stop by SIGTERM/SIGUSR1/SIGUSR2; checkpoint saved: run again
     peer_lost = 80,     // a worker: another rank, or its supervisor's job, has ended
     hang = 81,          // the watchdog's verdict: a rank hangs, or collectives do not match
-    fenced = 82,        // a worker: no answer from its supervisor or monitor for too long
+    fenced = 82,        // a worker: no answer from its supervisor or monitor, or a newer start
     interrupted = 130,  // Ctrl-C; checkpoint saved
 };
 

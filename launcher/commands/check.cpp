@@ -53,37 +53,6 @@ void print_schema() {
                    cell(k.range), cell(k.help));
 }
 
-/// The tokenizer, the shard directories and the families that the configuration names.
-void check_files(RunConfig& config, std::vector<std::string>& problems) {
-    const std::string& tokenizer = config.data.tokenizer;
-    if (!std::filesystem::exists(tokenizer)) {
-        problems.push_back(
-            fmt::format("data.tokenizer: there is no file {}\n  hint: make it with `stoa tokenizer "
-                        "train`, or correct the path",
-                        tokenizer));
-    } else {
-        try {
-            config = resolve_for_vocab(config, Tokenizer::load(tokenizer).vocab_size());
-        } catch (const Error& e) {
-            problems.push_back(e.what());
-        }
-    }
-    for (const SourceConfig& s : config.data.sources) {
-        if (s.kind == SourceKind::shards && !std::filesystem::is_directory(s.path))
-            problems.push_back(
-                fmt::format("data.sources.{}.path: there is no directory {}\n  hint: make it with "
-                            "`stoa data build`, or correct the path",
-                            s.name, s.path));
-        for (const std::string& family : s.families) {
-            try {
-                (void)reasoning_family(family);
-            } catch (const Error& e) {
-                problems.push_back(fmt::format("data.sources.{}.families: {}", s.name, e.what()));
-            }
-        }
-    }
-}
-
 std::string device_line() {
     std::string reason;
     const auto devices = cuda::list_devices(reason);
@@ -151,6 +120,45 @@ nlohmann::json to_json(const LoadedConfig& loaded, const RunConfig& c,
 
 }  // namespace
 
+void check_files(RunConfig& config, std::vector<std::string>& problems) {
+    const std::string& tokenizer = config.data.tokenizer;
+    if (!std::filesystem::exists(tokenizer)) {
+        problems.push_back(
+            fmt::format("data.tokenizer: there is no file {}\n  hint: make it with `stoa tokenizer "
+                        "train`, or correct the path",
+                        tokenizer));
+    } else {
+        try {
+            config = resolve_for_vocab(config, Tokenizer::load(tokenizer).vocab_size());
+        } catch (const Error& e) {
+            problems.push_back(e.what());
+        }
+    }
+    for (const SourceConfig& s : config.data.sources) {
+        if (s.kind == SourceKind::shards && !std::filesystem::is_directory(s.path))
+            problems.push_back(
+                fmt::format("data.sources.{}.path: there is no directory {}\n  hint: make it with "
+                            "`stoa data build`, or correct the path",
+                            s.name, s.path));
+        for (const std::string& family : s.families) {
+            try {
+                (void)reasoning_family(family);
+            } catch (const Error& e) {
+                problems.push_back(fmt::format("data.sources.{}.families: {}", s.name, e.what()));
+            }
+        }
+    }
+}
+
+void throw_problems(const std::vector<std::string>& problems) {
+    if (problems.empty()) return;
+    std::string text;
+    for (const std::string& p : problems)
+        text += (text.empty() ? "" : "\nerror: ") + p;
+    throw ConfigError({.what = text + fmt::format("\n{} error{}", problems.size(),
+                                                  problems.size() == 1 ? "" : "s")});
+}
+
 int command_check(const Args& args) {
     CommandLine line;
     line.usage = "stoa check CONFIG [key=value ...] [--ranks N] [--json] | stoa check --schema";
@@ -190,12 +198,8 @@ int command_check(const Args& args) {
         fmt::print("{}", write_config_yaml(config, loaded.origins));
         print_summary(config);
     }
-    if (problems.empty()) return 0;
-    std::string text;
-    for (const std::string& p : problems)
-        text += (text.empty() ? "" : "\nerror: ") + p;
-    throw ConfigError({.what = text + fmt::format("\n{} error{}", problems.size(),
-                                                  problems.size() == 1 ? "" : "s")});
+    throw_problems(problems);
+    return 0;
 }
 
 }  // namespace stoa

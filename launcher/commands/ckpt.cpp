@@ -1,3 +1,5 @@
+#include "launcher/commands/ckpt.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,6 +10,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
+#include "checkpoints/run_directory.h"
 #include "checkpoints/verify.h"
 #include "configs/load_run_config.h"
 #include "launcher/cli.h"
@@ -16,10 +19,7 @@
 namespace po = boost::program_options;
 
 namespace stoa {
-namespace {
 
-/// The checkpoints that a path names: itself, or all of a run directory, oldest first.
-/// errors: CheckpointError when there is none
 std::vector<std::string> checkpoints_at(const std::string& path) {
     namespace fs = std::filesystem;
     const std::string trimmed =
@@ -35,6 +35,8 @@ std::vector<std::string> checkpoints_at(const std::string& path) {
                                .actual = fs::exists(trimmed) ? "neither" : "no such directory"});
     return dirs;
 }
+
+namespace {
 
 std::string counter(const CheckpointMeta& meta, const std::string& name) {
     const auto at = meta.counters.find(name);
@@ -88,6 +90,8 @@ int ckpt_ls(const Args& args) {
             fmt::print("{:>10}  {}\n", "damaged", e.what());
         }
     }
+    for (const std::string& dir : list_refused((*values)["dir"].as<std::string>()))
+        fmt::print("{:>10}  {}\n", "set aside", dir);
     return static_cast<int>(damaged ? ExitCode::checkpoint : ExitCode::ok);
 }
 
@@ -176,24 +180,32 @@ int ckpt_show(const Args& args) {
 
 int command_ckpt(const Args& args) {
     const std::map<std::string, int (*)(const Args&)> verbs = {
-        {"ls", ckpt_ls}, {"verify", ckpt_verify}, {"show", ckpt_show}};
+        {"ls", ckpt_ls},       {"verify", ckpt_verify},   {"show", ckpt_show},  {"diff", ckpt_diff},
+        {"prune", ckpt_prune}, {"average", ckpt_average}, {"adopt", ckpt_adopt}};
     const std::string verb = args.empty() ? "" : args[0];
     if (verb == "--help" || verb == "-h") {
         fmt::print(
             "examples:\n"
             "  stoa ckpt ls runs/tiny\n"
             "  stoa ckpt verify runs/tiny\n"
-            "  stoa ckpt show runs/tiny/ckpt/step-000000200 --tensors\n\n"
-            "usage: stoa ckpt ls|verify|show DIR [options]; each has its own --help\n\n"
-            "Looks at the checkpoints of a run. Nothing is changed.\n");
+            "  stoa ckpt show runs/tiny/ckpt/step-000000200 --tensors\n"
+            "  stoa ckpt diff runs/tiny runs/other\n"
+            "  stoa ckpt prune runs/tiny --keep 1\n\n"
+            "usage: stoa ckpt ls|verify|show|diff|prune|average|adopt ...; each has its own "
+            "--help\n\n"
+            "Looks at the checkpoints of a run. prune --yes, average and adopt write; the others "
+            "change nothing.\n");
         return 0;
     }
     const auto it = verbs.find(verb);
     if (it != verbs.end()) return it->second(Args(args.begin() + 1, args.end()));
-    const auto close = suggest(verb, {"ls", "verify", "show"});
+    std::vector<std::string> names;
+    for (const auto& [name, call] : verbs)
+        names.push_back(name);
+    const auto close = suggest(verb, names);
     throw ConfigError(
         {.what = verb.empty() ? "stoa ckpt: what to do?" : "stoa ckpt: unknown verb " + verb,
-         .expected = "ls, verify or show",
+         .expected = "ls, verify, show, diff, prune, average or adopt",
          .hint = close.empty() ? "see `stoa ckpt --help`"
                                : "did you mean `stoa ckpt " + close[0] + "`?"});
 }

@@ -87,6 +87,7 @@ int command_generate(const Args& args) {
     config.parallel.dp = config.parallel.tp = 1;  // one process, whatever mesh trained it
     config.parallel.determinism = Determinism::fast;
     config.parallel.zero = 0;
+    config.checkpoint.blocking = true;  // saves nothing, so needs no snapshot
     config = resolve_for_world(config, 1);
     const Tokenizer tokenizer = Tokenizer::load(config.data.tokenizer);
     config = resolve_for_vocab(config, tokenizer.vocab_size());

@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 
 #include "configs/load_run_config.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
 #include "launcher/process.h"
+#include "launcher/slurm_requeue.h"
 #include "launcher/supervisor.h"
 
 namespace po = boost::program_options;
@@ -58,6 +60,9 @@ CommandLine launch_line() {
     add("rsh-agent", po::value<std::string>(), "command that reaches a host, instead of ssh");
     add("allow-tp-across", po::bool_switch(), "let a tp group cross hosts");
     add("srun", po::bool_switch(), "start the ranks with `srun --mpi=pmix` in a SLURM job");
+    add("requeue", po::bool_switch(), "in a SLURM job: into the queue again after a stop (75)");
+    add("stop-before", po::value<double>()->default_value(0.0),
+        "in a SLURM job: save and leave when it ends in less than this many seconds");
     add("mpirun-args", po::value<std::string>()->default_value(""),
         "further arguments of mpirun (or srun), in one word");
     line.positional.add("config", -1);
@@ -155,6 +160,7 @@ int command_launch(const Args& args) {
             o.limits += (o.limits.empty() ? "" : ",") + l;
     parse_limits(o.limits);
     read_keepalive(o, text_of(*values, "keepalive"));
+    o.stop_before_s = (*values)["stop-before"].as<double>();
     o.interface = text_of(*values, "interface");
     o.rsh_agent = text_of(*values, "rsh-agent");
     o.mpirun_args = split_words(text_of(*values, "mpirun-args"));
@@ -168,7 +174,16 @@ int command_launch(const Args& args) {
         fmt::print("{}\n", shell_line(worker_command(o, placed, text_of(*values, "hostfile"))));
         return 0;
     }
-    return supervise(o);
+    const int code = supervise(o);
+    const auto job = slurm_job();
+    if (job && code == static_cast<int>(ExitCode::preempted) && (*values)["requeue"].as<bool>()) {
+        std::signal(SIGTERM, SIG_IGN);  // SLURM's, to everything in a job that it requeues
+        const RequeueResult again = requeue_slurm_job(*job);
+        write_slurm_event(o.config.run_dir(), again.requeued ? "requeue" : "no_requeue", *job,
+                          again.text);
+        fmt::print(stderr, "stoa: {}\n", again.text);
+    }
+    return code;
 }
 
 }  // namespace stoa

@@ -207,3 +207,57 @@ TEST_CASE("a full disk stops all ranks with the last good checkpoint intact", "[
     if (!all.empty()) CHECK_NOTHROW(verify_checkpoint(all.back()));
     ::umount(mount_point.path.c_str());
 }
+
+TEST_CASE("a disk that is full for a while costs a checkpoint, not the run", "[fault]") {
+    const std::string ckpt = run_dir("tight") + "/ckpt";
+    fs::create_directories(ckpt);
+    if (::mount("tmpfs", ckpt.c_str(), "tmpfs", 0, "size=2m") != 0) {
+        WARN("skipped: mounting a tmpfs is not permitted here");
+        return;
+    }
+    write_text(ckpt + "/eaten", std::string(1900000, 'x'));
+    const Outcome o = run_shell(
+        "(for i in $(seq 1500); do grep -q checkpoint_failed " + run_dir("tight") +
+        "/events.jsonl 2>/dev/null && break; sleep 0.02; done; rm -f " + ckpt + "/eaten) & " +
+        train_command(project(), 2,
+                      "run.name=tight stages.0.tokens=400000 'checkpoint.every=100 steps' "
+                      "checkpoint.keep=1"));
+    INFO(o.output);
+    CHECK(o.code == 0);
+    const std::string events = read_text(run_dir("tight") + "/events.jsonl");
+    CHECK(count(events, "\"event\":\"checkpoint_failed\"") >= 1);
+    CHECK(count(events, "free space") >= 1);
+    CHECK(count(events, "\"event\":\"checkpoint\"") >= 1);
+    CHECK(count(o.output, "training goes on") >= 1);
+    for (const auto& entry : fs::directory_iterator(ckpt))
+        CHECK(entry.path().filename().string().starts_with("step-"));
+    ::umount(ckpt.c_str());
+}
+
+TEST_CASE("checkpoints of another run and damaged ones step aside, with an event", "[fault]") {
+    REQUIRE(train("others", "run.seed=6").code == 0);
+    REQUIRE(train("own", "", 2, "STOA_FAULT=kill@13:1").code == 137);
+    const std::string ckpt = run_dir("own") + "/ckpt/";
+    fs::copy(list_checkpoints(run_dir("others")).back(), ckpt + "step-000000020",
+             fs::copy_options::recursive);
+    write_text(ckpt + "step-000000010/state.h5", "not HDF5");
+    const Outcome o = train("own");
+    INFO(o.output);
+    CHECK(o.code == 0);
+    CHECK(o.output.find("at step 5") != std::string::npos);
+    CHECK(fs::exists(ckpt + "step-000000020.foreign/manifest.json"));
+    CHECK(fs::exists(ckpt + "step-000000010.bad/manifest.json"));
+    const std::string events = read_text(run_dir("own") + "/events.jsonl");
+    CHECK(count(events, "\"event\":\"checkpoint_refused\"") == 2);
+    CHECK(count(events, "another run") == 1);
+    REQUIRE(train("own-whole").code == 0);
+    CHECK(final_weights("own") == final_weights("own-whole"));
+}
+
+TEST_CASE("an older generation of a run leaves with 82", "[fault]") {
+    REQUIRE(train("fenced", "", 2, "STOA_GENERATION=4 STOA_FAULT=kill@7:0*").code == 137);
+    write_text(run_dir("fenced") + "/generation", "5\n");
+    check_one_error(train("fenced", "", 2, "STOA_GENERATION=4"), 82,
+                    {"another generation", "fenced/generation"});
+    CHECK(train("fenced", "", 2, "STOA_GENERATION=5").code == 0);
+}

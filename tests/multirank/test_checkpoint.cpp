@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <memory>
 
+#include "checkpoints/rank_file.h"
+#include "checkpoints/saver.h"
 #include "parallel/collectives.h"
 #include "tests/support/catch.h"
 #include "tests/support/checkpoints.h"
@@ -145,8 +147,50 @@ TEST_CASE("an error on one rank is the same error on all", "[checkpoint]") {
     }
     MPI_Barrier(MPI_COMM_WORLD);
     CHECK(list_checkpoints(run.path) == std::vector<std::string>{good});
-    CHECK_FALSE(fs::exists(run.path + "/ckpt/.step-000000002.tmp"));
+    CHECK_FALSE(fs::exists(run.path + "/ckpt/.step-000000002.g0.tmp"));
     CHECK(find_checkpoint(run.path, s.mesh) == good);
+}
+
+TEST_CASE("a save beside the steps holds the bits of its step, on all ranks", "[checkpoint]") {
+    const SharedDir run;
+    const ScopedMesh s(world_size());
+    const int last = s.mesh.world.size() - 1;
+    State state = make_state(s.mesh.tp_rank(), s.mesh.tp_size());
+    Buffer memory(snapshot_bytes(state.shards, s.mesh.tp_rank(), s.mesh.dp_rank()) + 64);
+    const TensorView snapshot{memory.data(), DType::int32, {memory.bytes() / 4}, {}};
+    CheckpointSaver saver(run.path, {.keep = {1}, .read_back = true});
+    std::uint64_t step = 0;
+    const auto save_beside = [&](const std::vector<TensorShard>& shards) {
+        fill(state, ++step);
+        saver.start(make_meta(static_cast<std::int64_t>(step)), shards, snapshot, s.mesh);
+        for (;;) {
+            fill(state, 1000 + step);
+            const SaveWords mine = saver.words();
+            std::int32_t words[2] = {mine.busy, mine.failed};
+            all_reduce({reinterpret_cast<std::byte*>(words), DType::int32, {2}, {}}, ReduceOp::max,
+                       s.mesh.world, {});
+            if (auto report = saver.advance({words[0], words[1]}, s.mesh)) return *report;
+        }
+    };
+    const SaveReport first = save_beside(state.shards);
+    REQUIRE_FALSE(first.failure);
+    State back = make_state(s.mesh.tp_rank(), s.mesh.tp_size());
+    load_checkpoint(first.dir, back.shards, s.mesh);
+    CHECK(count_wrong(back, 1) == 0);
+    // One rank cannot write: all hear it, nothing is left, the one before stays.
+    std::vector<TensorShard> bad = state.shards;
+    if (s.mesh.world.rank() == last) bad[0].row_count = 1 << 20;
+    const SaveReport failed = save_beside(bad);
+    REQUIRE(failed.failure);
+    CHECK(failed.dir.empty());
+    CHECK_THAT(failed.failure->what(), Catch::Contains("rank " + std::to_string(last)));
+    CHECK(list_checkpoints(run.path) == std::vector<std::string>{first.dir});
+    const SaveReport third = save_beside(state.shards);
+    REQUIRE_FALSE(third.failure);
+    MPI_Barrier(MPI_COMM_WORLD);
+    CHECK(list_checkpoints(run.path) == std::vector<std::string>{third.dir});  // pruned
+    load_checkpoint(third.dir, back.shards, s.mesh);
+    CHECK(count_wrong(back, 3) == 0);
 }
 
 TEST_CASE("a file that is damaged for one reader is damaged for all", "[checkpoint]") {

@@ -16,24 +16,9 @@
 #include "kernels/core/buffer.h"
 #include "kernels/core/philox.h"
 #include "parallel/shard.h"
+#include "tests/support/programs.h"
 
 namespace stoa::test {
-
-/// A directory of its own, gone at the end.
-struct TempDir {
-    std::string path;
-    TempDir() {
-        std::string name = (std::filesystem::temp_directory_path() / "stoa-ckpt-XXXXXX").string();
-        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp " + name);
-        path = name;
-    }
-    ~TempDir() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path, ignored);
-    }
-    TempDir(const TempDir&) = delete;
-    TempDir& operator=(const TempDir&) = delete;
-};
 
 enum class Cut { rows, cols, none };
 struct TensorKind {

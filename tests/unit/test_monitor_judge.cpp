@@ -192,6 +192,7 @@ TEST_CASE("a stopped rank is silent", "[unit]") {
 TEST_CASE("stalls are not judged while somebody is silent", "[unit]") {
     auto r = working();
     r[1].heard_at = kNow - 5.0;
+    r[1].progress_at = kNow - 11.1;
     for (const std::size_t i : {0u, 2u, 3u})
         wait_in(r[i], {}, 11.0);
     CHECK_FALSE(judged(r));

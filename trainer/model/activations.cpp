@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 
+#include "checkpoints/rank_file.h"
 #include "kernels/core/tree.h"
 #include "kernels/quantize.h"
 
@@ -198,10 +199,21 @@ std::int64_t longest_sequence(const RunConfig& config) {
     return n;
 }
 
+TensorView layout_snapshot(Placer& p, const RunConfig& config, const ModelState& state, int tp_rank,
+                           int dp_rank) {
+    if (config.checkpoint.blocking) return {};
+    const std::int64_t bytes = snapshot_bytes(checkpoint_shards(state), tp_rank, dp_rank);
+    if (bytes == 0) return {};  // another rank writes it all
+    return p.place("checkpoint.snapshot", {bytes / size_of(DType::int32)}, DType::int32,
+                   Lifetime::run);
+}
+
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank) {
     const LocalDims dims = local_dims(config, tp_rank, tp_size);
     Placer state;
-    layout_model_state(state, config, dims, longest_sequence(config), tp_rank, tp_size, dp_rank);
+    const ModelState model = layout_model_state(state, config, dims, longest_sequence(config),
+                                                tp_rank, tp_size, dp_rank);
+    layout_snapshot(state, config, model, tp_rank, dp_rank);
     Placer activations;  // every activation grows with seq_len: the longest stage is the largest
     layout_activations(activations, config, dims, config.batch.micro_batch,
                        longest_sequence(config));

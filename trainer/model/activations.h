@@ -72,6 +72,10 @@ struct Activations {
 Activations layout_activations(Placer& placer, const RunConfig& config, const LocalDims& dims,
                                std::int64_t micro_batch, std::int64_t seq_len);
 
+/// Where a save keeps what this rank writes while training goes on; nothing with `blocking`.
+TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelState& state,
+                           int tp_rank, int dp_rank);
+
 /// The whole plan of one rank: state, then the largest activations of any stage.
 struct MemoryPlan {
     std::vector<PlannedTensor> tensors;

@@ -81,6 +81,7 @@ TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, c
     Placer placer(s.arena.data(), plan.state_bytes);
     s.model = layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size,
                                  dp_rank);
+    s.snapshot = layout_snapshot(placer, config, s.model, tp_rank, dp_rank);
     s.state_bytes = placer.bytes();
     s.loss_scale = initial_loss_scale(s.dims.formats.attention == DType::fp16);
     s.policy = initial_policy(config);

@@ -23,7 +23,8 @@ struct TrainState {
     LocalDims dims;
     Buffer arena;  // state, then activations
     ModelState model;
-    Activations acts;  // placed for the current stage's seq_len
+    TensorView snapshot;  // for saves beside the training; empty: they block
+    Activations acts;     // placed for the current stage's seq_len
     std::int64_t state_bytes = 0;
     std::int64_t optimizer_step = 0;  // updates done: Adam's bias correction
     std::int64_t skipped_in_a_row = 0;
