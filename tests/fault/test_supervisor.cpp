@@ -148,11 +148,11 @@ TEST_CASE("a crash loop ends with 69 and its first cause", "[fault]") {
 }
 
 TEST_CASE("a step that always fails: one checkpoint earlier, then the end", "[fault]") {
-    const Faulty f = run_with("poison", "segv@12:1*");
+    const Faulty f = run_with("poison", "segv@14:1*", "'checkpoint.every=5 steps blocking'");
     INFO(f.output);
     CHECK(f.code == 69);
     CHECK(events_of(run_dir("poison"), "fault").size() == 3);
-    CHECK(f.output.find("the same fault at step 12 twice: from one checkpoint earlier") !=
+    CHECK(f.output.find("the same fault at step 14 twice: from one checkpoint earlier") !=
           std::string::npos);
     const auto resumed = events_of(run_dir("poison"), "resume");
     REQUIRE(resumed.size() == 2);
