@@ -147,7 +147,8 @@ std::vector<TensorShard> checkpoint_shards(const ModelState& state) {
     };
     const auto add_moment = [&](const std::string& prefix, const Param& p, const Scaled& t) {
         add_shard(prefix + p.name, p, t.data, 1);
-        if (!t.scale.empty()) add_shard(prefix + p.name + ".scale", p, t.scale, kQuantBlock);
+        if (t.scale.shape.rank > 0)  // also where it is only planned
+            add_shard(prefix + p.name + ".scale", p, t.scale, kQuantBlock);
     };
     for (const Param& p : state.params)
         add_shard(p.name, p, p.master, 1);
