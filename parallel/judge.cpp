@@ -130,6 +130,8 @@ std::vector<int> ranks_of(const std::vector<Seen>& seen) {
     return ranks;
 }
 
+constexpr double kTieSeconds = 0.6;  // two heartbeats and a little
+
 std::optional<Verdict> find_mismatch(const Reports& reports, double now) {
     std::map<std::tuple<std::int32_t, std::int32_t, std::uint64_t>, std::vector<Seen>> calls;
     for (const RankReport& r : reports)
@@ -147,6 +149,10 @@ std::optional<Verdict> find_mismatch(const Reports& reports, double now) {
         std::int64_t begin = seen.front().stamp->begin_ns;
         for (const Seen& s : seen)
             begin = std::min(begin, s.stamp->begin_ns);
+        // As many say one thing as another: the next heartbeats of those still missing decide.
+        const bool tie = minority(seen).size() == seen.size();
+        const bool complete = std::ssize(seen) >= seen.front().stamp->group_size;
+        if (tie && !complete && now - 1e-9 * static_cast<double>(begin) < kTieSeconds) continue;
         if (first != nullptr && begin >= first_begin) continue;
         first = &seen;
         first_begin = begin;

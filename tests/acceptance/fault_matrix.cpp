@@ -208,12 +208,12 @@ Trial crash_loop(const Place& place) {
 }
 
 // Row 16.
-Trial two_launches(const Place& place) {
+Trial two_launches(const Place& place, const std::string& name) {
     Trial t;
-    Launch first(place.words("two", "stages.0.tokens=4M"), "", place.dir.path + "/two.log");
-    first.until([&] { return last_step(place.run_dir("two")) >= 2; }, kPatience);
+    Launch first(place.words(name, "stages.0.tokens=4M"), "", place.dir.path + "/" + name + ".log");
+    first.until([&] { return last_step(place.run_dir(name)) >= 2; }, kPatience);
     const auto begin = SteadyClock::now();
-    const Outcome second = run_shell(stoa_binary() + " launch " + place.words("two", ""));
+    const Outcome second = run_shell(stoa_binary() + " launch " + place.words(name, ""));
     t.noticed_s = seconds_since(begin);
     t.require(second.code == 2, fmt::format("exit code {}", second.code));
     t.require(second.output.find(fmt::format("pid {}", first.pid())) != std::string::npos,
@@ -368,7 +368,8 @@ int main(int argc, char** argv) {
         [&](int i) { return drain(place, SIGUSR2, fmt::format("usr2-{}", i)); });
     add("9 slow rank", 1, [&](int) { return straggler(place); });
     add("15 crash loop", 1, [&](int) { return crash_loop(place); });
-    add("16 two supervisors", repeats, [&](int) { return two_launches(place); });
+    add("16 two supervisors", repeats,
+        [&](int i) { return two_launches(place, fmt::format("two-{}", i)); });
     add("17 supervisor killed", repeats,
         [&](int i) { return supervisor_killed(place, fmt::format("orphans-{}", i)); });
     if (!quick) add("manifest of another run", 1, [&](int) { return foreign_manifest(place); });

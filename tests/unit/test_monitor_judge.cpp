@@ -245,6 +245,21 @@ TEST_CASE("a collective left out by one rank is found by comparing stamps, at on
     CHECK(has(v->text, "ranks 0,1,3 are in all_reduce(dp) #481, 4.2M fp32 sum"));
 }
 
+TEST_CASE("as many ranks on either side: those still missing decide, or time", "[unit]") {
+    for (const double seconds : {0.2, 0.7}) {
+        auto r = working();  // ranks 2 and 3 have not said where they are
+        wait_in(r[0], {}, seconds);
+        wait_in(r[1], {.count = 1}, seconds);
+        const auto early = judged(r);
+        CHECK((early && early->kind == Verdict::Kind::mismatched_collective) == (seconds > 0.6));
+        wait_in(r[2], {}, seconds);
+        const auto v = judged(r);
+        REQUIRE(v);
+        CHECK(v->kind == Verdict::Kind::mismatched_collective);
+        CHECK(v->rank == 1);
+    }
+}
+
 TEST_CASE("another operation, count, type or line at one number does not match", "[unit]") {
     const auto differs = [](const Call& call) {
         auto r = working();
