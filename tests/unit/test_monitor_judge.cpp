@@ -231,6 +231,27 @@ TEST_CASE("a host whose ranks are all silent is lost, after its own limit", "[un
     }
 }
 
+TEST_CASE("a network that comes back is no fault, though ranks are heard again one by one",
+          "[unit]") {
+    // After 11 s the first rank of the other host is back, the second is not yet: longer than a
+    // silent rank may be, shorter than a silent host may.
+    const Limits limits;
+    REQUIRE(limits.silent < limits.host);
+    auto ranks = working();
+    ranks[3].heard_at = ranks[3].progress_at = kNow - (limits.silent + limits.host) / 2;
+    CHECK_FALSE(judge(ranks, limits, kNow));
+    ranks[3].heard_at = kNow - limits.host - 1.0;
+    const auto v = judge(ranks, limits, kNow);
+    REQUIRE(v);
+    CHECK(v->kind == Verdict::Kind::silent_rank);
+    CHECK(v->rank == 3);
+    // On the monitor's own host there is no network in between.
+    ranks = working();
+    ranks[1].heard_at = kNow - limits.silent - 0.5;
+    REQUIRE(judge(ranks, limits, kNow));
+    CHECK(judge(ranks, limits, kNow)->rank == 1);
+}
+
 TEST_CASE("a collective left out by one rank is found by comparing stamps, at once", "[unit]") {
     auto r = working();
     for (const std::size_t i : {0u, 1u, 3u})
