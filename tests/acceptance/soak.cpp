@@ -1,7 +1,8 @@
 // A run that lasts and is not left in peace: about every two minutes something happens to a rank,
 // to mpirun, to the supervisor or to the newest checkpoint. What the faults cost is kept in a
 // ledger; the weights at the end are those of the run that nobody disturbed.
-//   soak [--quick] [--minutes M] [--every SECONDS]      60 minutes (quick: 1, a fault every 12 s)
+//   soak [--quick] [--minutes M] [--every SECONDS]      60 minutes (quick: half a one, a fault
+//   every 10 s)
 // A step is made to last 100 ms (STOA_PACE_MS), most of it asleep: what is tried is the machinery,
 // and the undisturbed run need not take another hour. goodput: time in steps that were kept / time
 // from the first start to the end.
@@ -149,8 +150,8 @@ std::string number(const char* name, int argc, char** argv, const std::string& o
 
 int main(int argc, char** argv) {
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
-    const double minutes = std::atof(number("--minutes", argc, argv, quick ? "1" : "60").c_str());
-    const double every = std::atof(number("--every", argc, argv, quick ? "12" : "120").c_str());
+    const double minutes = std::atof(number("--minutes", argc, argv, quick ? "0.5" : "60").c_str());
+    const double every = std::atof(number("--every", argc, argv, quick ? "10" : "120").c_str());
     const TempDir dir;
     const auto steps = static_cast<std::int64_t>(60.0 * minutes / kStepSeconds);
     const Outcome built = make_tiny_project(dir.path, steps / 2);
