@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoints/checkpoint.h"
-#include "tests/support/tiny_project.h"
+#include "tests/support/supervised.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -18,19 +18,6 @@ using namespace stoa::test;
 namespace {
 
 constexpr std::pair<int, int> kMeshes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}, {1, 4}};
-
-/// Hashes of masters and moments, and the counters, of the last checkpoint.
-std::map<std::string, std::string> last_state(const std::string& run_dir) {
-    std::map<std::string, std::string> state;
-    const auto all = list_checkpoints(run_dir);
-    if (all.empty()) return state;
-    const CheckpointInfo info = read_checkpoint_info(all.back());
-    for (const CheckpointTensor& t : info.tensors)
-        state[t.name] = t.xxh3;
-    for (const auto& [key, value] : info.meta.counters)
-        state["counter " + key] = value;
-    return state;
-}
 
 /// Of the last checkpoint.
 std::int64_t saved_step(const std::string& run_dir) {

@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoints/checkpoint.h"
-#include "tests/support/tiny_project.h"
+#include "tests/support/supervised.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -16,19 +16,6 @@ using namespace stoa::test;
 namespace {
 
 constexpr std::int64_t kStageSteps = 15;
-
-// name -> hash of every tensor (masters and moments) in the last checkpoint, plus the counters.
-std::map<std::string, std::string> final_state(const std::string& run_dir) {
-    std::map<std::string, std::string> state;
-    const auto all = list_checkpoints(run_dir);
-    if (all.empty()) return state;
-    const CheckpointInfo info = read_checkpoint_info(all.back());
-    for (const CheckpointTensor& t : info.tensors)
-        state[t.name] = t.xxh3;
-    for (const auto& [key, value] : info.meta.counters)
-        state["counter " + key] = value;
-    return state;
-}
 
 struct Kill {
     int ranks;
@@ -75,7 +62,7 @@ int main(int argc, char** argv) {
             const Outcome o =
                 run_shell(train_command(dir.path, k.ranks, k.mesh + " run.name=" + name));
             if (o.code != 0) fmt::print(stderr, "{}\n", o.output);
-            undisturbed[key] = final_state(dir / "runs/" + name);
+            undisturbed[key] = last_state(dir / "runs/" + name);
         }
         const std::string name = "killed-" + std::to_string(n++);
         const std::string command = train_command(
@@ -86,7 +73,7 @@ int main(int argc, char** argv) {
         if (killed.code != 137) ++not_killed;
         const Outcome resumed = run_shell(command);
         const bool same = resumed.code == 0 && !undisturbed[key].empty() &&
-                          final_state(dir / "runs/" + name) == undisturbed[key];
+                          last_state(dir / "runs/" + name) == undisturbed[key];
         if (!same) {
             ++different;
             fmt::print(stderr, "{}\n", resumed.output);
