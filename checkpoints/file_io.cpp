@@ -5,7 +5,11 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // the widest vectors that the processor has
+#else
 #include <xxhash.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -158,24 +162,51 @@ std::byte* aligned_bytes(std::size_t bytes) {
 
 void StreamWriter::Free::operator()(std::byte* p) const { std::free(p); }
 
-StreamWriter::StreamWriter(const std::string& path, std::int64_t bytes)
+StreamWriter::StreamWriter(const std::string& path, std::int64_t bytes, Courtesy* courtesy)
     : file_(File::create(path, bytes)),
       stage_(aligned_bytes(kStageBytes)),
-      direct_(file_.bypass_cache(true)) {}
+      direct_(file_.bypass_cache(true)),
+      courtesy_(courtesy) {}
 
-void StreamWriter::append(Bytes bytes) {
+void StreamWriter::hash(Bytes bytes, Xxh3* also) {
+    constexpr std::size_t kPart = std::size_t{1} << 17;  // read from memory once
+    for (; !bytes.empty(); bytes = bytes.subspan(std::min(bytes.size(), kPart))) {
+        const Bytes part = bytes.first(std::min(bytes.size(), kPart));
+        hash_.update(part);
+        if (also != nullptr) also->update(part);
+    }
+}
+
+// How many of these bytes the device can take from where they are.
+std::size_t StreamWriter::straight(Bytes bytes) const {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(bytes.data()) % kDirectBytes == 0 &&
+                         filled_ % kDirectBytes == 0;
+    if (!direct_ || !aligned || bytes.size() < kStageBytes) return 0;
+    return std::min(bytes.size(), kStraightBytes) / kDirectBytes * kDirectBytes;
+}
+
+void StreamWriter::append(Bytes bytes, Xxh3* also) {
     while (!bytes.empty()) {
-        const std::size_t n = std::min(bytes.size(), kStageBytes - filled_);
-        std::memcpy(stage_.get() + filled_, bytes.data(), n);
-        filled_ += n;
-        bytes = bytes.subspan(n);
-        if (filled_ == kStageBytes) flush();
+        const std::size_t whole = straight(bytes);
+        const Bytes part =
+            bytes.first(whole > 0 ? whole : std::min(bytes.size(), kStageBytes - filled_));
+        hash(part, also);
+        if (whole > 0) {
+            flush();
+            file_.write_at(at_, part);
+            at_ += static_cast<std::int64_t>(whole);
+        } else {
+            std::memcpy(stage_.get() + filled_, part.data(), part.size());
+            filled_ += part.size();
+            if (filled_ == kStageBytes) flush();
+        }
+        bytes = bytes.subspan(part.size());
+        if (courtesy_ != nullptr && filled_ == 0) courtesy_->pause();
     }
 }
 
 void StreamWriter::flush() {
     const Bytes whole(stage_.get(), filled_);
-    hash_.update(whole);
     const std::size_t blocks = direct_ ? filled_ / kDirectBytes * kDirectBytes : 0;
     file_.write_at(at_, whole.first(blocks));
     if (blocks < filled_) {  // no direct writing here, or the end of the file
@@ -193,7 +224,7 @@ std::string StreamWriter::finish() {
     return hash_.hex();
 }
 
-std::string hash_stored_file(const std::string& path) {
+std::string hash_stored_file(const std::string& path, Courtesy* courtesy) {
     File file = File::open_read(path);
     const std::int64_t bytes = file.bytes();
     const bool direct = file.bypass_cache(true);
@@ -207,6 +238,7 @@ std::string hash_stored_file(const std::string& path) {
         file.read_at(at, part);
         hash.update(part);
         at += n;
+        if (courtesy != nullptr && at < bytes) courtesy->pause();
     }
     return hash.hex();
 }

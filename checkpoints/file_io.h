@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoints/courtesy.h"
 #include "kernels/core/error.h"
 
 struct XXH3_state_s;
@@ -63,20 +64,26 @@ constexpr std::size_t kDirectBytes = 4096;
 
 /// Writes a file of known size from front to end, hashing on the way. Past the page cache where the
 /// file system allows it: the processor then has little to do, and no dirty page waits for the
-/// sync. errors: CheckpointError
+/// sync. Long pieces whose place in memory and in the file is a multiple of kDirectBytes are not
+/// copied either. errors: CheckpointError
 class StreamWriter {
 public:
-    StreamWriter(const std::string& path, std::int64_t bytes);
-    void append(Bytes bytes);
+    /// With `courtesy`, which it asks after every large write.
+    StreamWriter(const std::string& path, std::int64_t bytes, Courtesy* courtesy = nullptr);
+    /// `also` takes the same bytes while they are in the cache.
+    void append(Bytes bytes, Xxh3* also = nullptr);
     std::int64_t position() const { return at_ + static_cast<std::int64_t>(filled_); }
     /// Writes the rest and syncs. Returns the hash of the file.
     std::string finish();
 
 private:
-    static constexpr std::size_t kStageBytes = std::size_t{4} << 20;
+    static constexpr std::size_t kStageBytes = std::size_t{1} << 20;
+    static constexpr std::size_t kStraightBytes = std::size_t{16} << 20;  // of one write
     struct Free {
         void operator()(std::byte* p) const;
     };
+    void hash(Bytes bytes, Xxh3* also);
+    std::size_t straight(Bytes bytes) const;
     void flush();
     File file_;
     Xxh3 hash_;
@@ -84,10 +91,11 @@ private:
     std::size_t filled_ = 0;
     std::int64_t at_ = 0;
     bool direct_;
+    Courtesy* courtesy_;
 };
 
 /// The hash of what the device holds: past the page cache where the file system allows it.
-std::string hash_stored_file(const std::string& path);
+std::string hash_stored_file(const std::string& path, Courtesy* courtesy = nullptr);
 
 /// errors: CheckpointError, also above `most_bytes` (a damaged directory may hold anything)
 std::string read_text(const std::string& path, std::int64_t most_bytes = std::int64_t{1} << 30);

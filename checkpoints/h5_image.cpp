@@ -169,6 +169,7 @@ H5Handle create_h5_image(H5Image& image) {
     const DriverInfo info{&image};
     h5_check(H5Pset_driver(fapl, driver, &info), "set the image driver");
     h5_check(H5Pset_libver_bounds(fapl, H5F_LIBVER_V110, H5F_LIBVER_V110), "format bounds");
+    h5_check(H5Pset_alignment(fapl, H5Image::kLargeBytes, H5Image::kPageBytes), "alignment");
     return {H5Fcreate("stoa.image", H5F_ACC_TRUNC, H5P_DEFAULT, fapl), H5Fclose, "create a file"};
 }
 

@@ -19,6 +19,7 @@ namespace stoa {
 /// The bytes HDF5 wrote, by page; what it never wrote reads as zero.
 struct H5Image {
     static constexpr std::uint64_t kPageBytes = 4096;
+    static constexpr std::uint64_t kLargeBytes = 1 << 20;  // begins at a page: StreamWriter
     std::map<std::uint64_t, std::array<std::byte, kPageBytes>> pages;
     std::uint64_t end = 0;  // size of the file
     void write(std::uint64_t at, std::span<const std::byte> bytes);

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <numeric>
 
 #include "checkpoints/file_io.h"
 #include "checkpoints/h5_layout.h"
 #include "kernels/core/buffer.h"
+#include "kernels/core/stream_copy.h"
 #include "kernels/core/thread_pool.h"
 
 namespace stoa {
@@ -20,8 +20,18 @@ double seconds_since(Clock::time_point t) {
     return std::chrono::duration<double>(Clock::now() - t).count();
 }
 
+// As in the file: the device takes a shard straight from the snapshot.
+constexpr auto kAlign = static_cast<std::int64_t>(kDirectBytes);
+
 std::int64_t cell_bytes(const TensorShard& s) {
     return s.row_count * s.col_count * size_of(s.view.dtype);
+}
+
+std::int64_t bytes_of_snapshot(const std::vector<TensorShard>& mine) {
+    std::int64_t bytes = 0;
+    for (const TensorShard& s : mine)
+        bytes += align_up(cell_bytes(s), kAlign);
+    return bytes == 0 ? 0 : bytes + kAlign;  // to begin at a multiple of it
 }
 
 /// The logical cells of a shard as pieces without padding, in their order: fn(offset, bytes).
@@ -47,16 +57,8 @@ void append_image(StreamWriter& out, const H5Image& image, std::int64_t until) {
 
 /// The logical cells of a shard, row-major. Returns their hash.
 std::string append_cells(StreamWriter& out, const TensorShard& s) {
-    constexpr std::size_t kPart = std::size_t{1} << 18;  // hashed, then copied from the cache
     Xxh3 hash;
-    for_each_piece(s, [&](std::int64_t, Bytes piece) {
-        while (!piece.empty()) {
-            const Bytes part = piece.first(std::min(piece.size(), kPart));
-            hash.update(part);
-            out.append(part);
-            piece = piece.subspan(part.size());
-        }
-    });
+    for_each_piece(s, [&](std::int64_t, Bytes piece) { out.append(piece, &hash); });
     return hash.hex();
 }
 
@@ -76,10 +78,7 @@ std::vector<TensorShard> written_here(const std::vector<TensorShard>& shards, in
 }
 
 std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank, int dp_rank) {
-    std::int64_t bytes = 0;
-    for (const TensorShard& s : written_here(shards, tp_rank, dp_rank))
-        bytes += align_up(cell_bytes(s));
-    return bytes;
+    return bytes_of_snapshot(written_here(shards, tp_rank, dp_rank));
 }
 
 std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
@@ -90,15 +89,15 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
         const std::byte* from;
         std::int64_t bytes;
     };
+    if (memory.bytes() < bytes_of_snapshot(mine))
+        throw CheckpointError({.what = "the snapshot's memory is too small",
+                               .expected = fmt::format("{} bytes", bytes_of_snapshot(mine)),
+                               .actual = fmt::format("{}", memory.bytes())});
     std::vector<Copy> copies;
     std::vector<TensorShard> kept = mine;
-    std::int64_t at = 0;
+    const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory.data));
+    std::int64_t at = align_up(address, kAlign) - address;
     for (TensorShard& s : kept) {
-        if (at + cell_bytes(s) > memory.bytes())
-            throw CheckpointError({.what = "the snapshot's memory is too small",
-                                   .where = s.name,
-                                   .expected = fmt::format("{} bytes", at + cell_bytes(s)),
-                                   .actual = fmt::format("{}", memory.bytes())});
         for_each_piece(s, [&](std::int64_t offset, Bytes piece) {
             const auto bytes = static_cast<std::int64_t>(piece.size());
             for (std::int64_t done = 0; done < bytes; done += kPart)
@@ -108,19 +107,19 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
         s.view.data = memory.data + at;
         s.view.shape =
             s.global_shape.rank == 2 ? Shape{s.row_count, s.col_count} : Shape{s.col_count};
-        at += align_up(cell_bytes(s));
+        at += align_up(cell_bytes(s), kAlign);
     }
     parallel_for(std::ssize(copies), 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             const Copy& c = copies[static_cast<std::size_t>(i)];
-            std::memcpy(c.to, c.from, static_cast<std::size_t>(c.bytes));
+            stream_copy(c.to, c.from, c.bytes);
         }
     });
     return kept;
 }
 
 RankTable write_rank_file(const std::string& dir, const std::vector<TensorShard>& mine, int rank,
-                          bool read_back) {
+                          bool read_back, Courtesy* courtesy) {
     const auto begin = Clock::now();
     std::vector<const TensorShard*> shards;
     for (const TensorShard& s : mine)
@@ -141,7 +140,7 @@ RankTable write_rank_file(const std::string& dir, const std::vector<TensorShard>
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::ranges::sort(order, {}, [&](std::size_t i) { return layout.offsets[i]; });
     const std::string path = dir + "/" + table.file.name;
-    StreamWriter out(path, table.file.bytes);
+    StreamWriter out(path, table.file.bytes, courtesy);
     for (const std::size_t i : order) {
         append_image(out, layout.image, layout.offsets[i]);
         if (out.position() != layout.offsets[i])
@@ -154,7 +153,7 @@ RankTable write_rank_file(const std::string& dir, const std::vector<TensorShard>
     table.write_s = seconds_since(begin);
     if (!read_back) return table;
     const auto written = Clock::now();
-    if (const std::string stored = hash_stored_file(path); stored != table.file.xxh3)
+    if (const std::string stored = hash_stored_file(path, courtesy); stored != table.file.xxh3)
         throw CheckpointError({.what = "the device holds other bytes than were written",
                                .where = path,
                                .expected = "xxh3 " + table.file.xxh3,

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "checkpoints/checkpoint.h"
+#include "checkpoints/courtesy.h"
 #include "checkpoints/manifest.h"
 
 namespace stoa {
@@ -12,7 +13,8 @@ namespace stoa {
 std::vector<TensorShard> written_here(const std::vector<TensorShard>& shards, int tp_rank,
                                       int dp_rank);
 
-/// Bytes of a snapshot of what this rank writes: its logical cells, each shard 64-byte aligned.
+/// Bytes of a snapshot of what this rank writes: its logical cells, each shard at a multiple of
+/// kDirectBytes.
 std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank, int dp_rank);
 /// Copies the cells of `mine` into `memory`, and returns the same shards as views of it.
 /// errors: CheckpointError where they do not fit
@@ -20,9 +22,9 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
                                        const TensorView& memory);
 
 /// Writes `mine` to <dir>/rank-NNNN.h5, synced. `read_back`: compares what the device holds.
-/// errors: CheckpointError
+/// With `courtesy` it leaves the core to others, where they want it. errors: CheckpointError
 RankTable write_rank_file(const std::string& dir, const std::vector<TensorShard>& mine, int rank,
-                          bool read_back);
+                          bool read_back, Courtesy* courtesy = nullptr);
 /// Writes <dir>/state.h5, the view of the rank files, synced.     errors: CheckpointError
 CheckpointFile write_view(const std::string& dir, const std::vector<StoredTensor>& tensors);
 

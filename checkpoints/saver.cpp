@@ -1,15 +1,13 @@
 #include "checkpoints/saver.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <filesystem>
 #include <utility>
 
+#include "checkpoints/courtesy.h"
 #include "checkpoints/file_io.h"
 #include "checkpoints/rank_file.h"
 #include "checkpoints/run_directory.h"
@@ -27,19 +25,11 @@ double seconds_since(Clock::time_point t) {
     return std::chrono::duration<double>(Clock::now() - t).count();
 }
 
-/// This thread only: the processor when nobody else wants it, the disk behind other users of it.
-void be_courteous() {
-    const auto thread = static_cast<id_t>(::syscall(SYS_gettid));
-    (void)::setpriority(PRIO_PROCESS, thread, 19);
-    constexpr int kThisThread = 1, kBestEffortLast = (2 << 13) | 7;
-    (void)::syscall(SYS_ioprio_set, kThisThread, thread, kBestEffortLast);
-}
-
 /// An upper estimate: the data, and per tensor its HDF5 metadata and manifest entry for each
 /// writer.
 std::int64_t estimate_bytes(const CheckpointMeta& meta, const std::vector<TensorShard>& shards,
                             int writers) {
-    constexpr std::int64_t kPerShardBytes = 2048, kPerFileBytes = 16384;
+    constexpr std::int64_t kPerShardBytes = 6144, kPerFileBytes = 16384;
     std::int64_t bytes =
         static_cast<std::int64_t>(meta.resolved_config.size()) + kPerFileBytes * (writers + 2);
     for (const TensorShard& s : shards)
@@ -84,18 +74,20 @@ std::string CheckpointSaver::temporary() const {
 }
 
 void CheckpointSaver::work() {
-    if (options_.courteous) be_courteous();
+    if (options_.courteous) lower_priority();
     std::unique_lock lock(mutex_);
     for (;;) {
         changed_.wait(lock, [&] { return closing_ || job_; });
         if (!job_) return;
         lock.unlock();
         std::exception_ptr failure;
+        const double begin = thread_seconds();
         try {
             job_();
         } catch (...) {
             failure = std::current_exception();
         }
+        thread_s_ += thread_seconds() - begin;
         lock.lock();
         if (failure && !failure_) failure_ = failure;
         job_ = nullptr;
@@ -104,12 +96,14 @@ void CheckpointSaver::work() {
 }
 
 void CheckpointSaver::run(std::function<void()> job) {
+    courtesy_.begin();
     const std::lock_guard lock(mutex_);
     job_ = std::move(job);
     changed_.notify_all();
 }
 
 void CheckpointSaver::wait_for_job() {
+    courtesy_.hurry();
     constexpr auto kLook = std::chrono::milliseconds(250);
     std::unique_lock lock(mutex_);
     for (std::int64_t moved = bytes_moved();
@@ -131,6 +125,7 @@ void CheckpointSaver::start(CheckpointMeta meta, const std::vector<TensorShard>&
     urgent_ = urgent;
     report_ = {.step = meta_.step};
     table_.clear();
+    thread_s_ = 0.0;
     entered("snapshot");
     try {
         require_shards(shards);
@@ -222,7 +217,8 @@ std::optional<SaveReport> CheckpointSaver::advance(const SaveWords& all, const M
             run([this, rank = mesh.world.rank()] {
                 entered("write");
                 table_ = format_rank_table(
-                    write_rank_file(temporary(), mine_, rank, options_.read_back && !urgent_));
+                    write_rank_file(temporary(), mine_, rank, options_.read_back && !urgent_,
+                                    options_.courteous && !urgent_ ? &courtesy_ : nullptr));
             });
             break;
         case Phase::write: {
@@ -240,6 +236,7 @@ std::optional<SaveReport> CheckpointSaver::advance(const SaveWords& all, const M
             entered("idle");
             report_.dir = committed_dir(run_dir_, meta_.step);
             report_.total_s = seconds_since(begin_);
+            report_.thread_s = thread_s_;
             return report_;
     }
     return {};

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "checkpoints/checkpoint.h"
+#include "checkpoints/courtesy.h"
 #include "checkpoints/manifest.h"
 
 namespace stoa {
@@ -37,6 +38,7 @@ struct SaveReport {
     std::int64_t bytes = 0;
     // snapshot: of this rank, training waited; the rest: of the slowest writer, and of rank 0
     double snapshot_s = 0.0, write_s = 0.0, verify_s = 0.0, commit_s = 0.0, total_s = 0.0;
+    double thread_s = 0.0;  // processor time of this rank's saving thread
 };
 
 class CheckpointSaver {
@@ -87,7 +89,9 @@ private:
     // The running job's until it is done.
     std::string table_;
     SaveReport report_;
+    double thread_s_ = 0.0;
 
+    Courtesy courtesy_;
     mutable std::mutex mutex_;
     std::condition_variable changed_;
     std::function<void()> job_;  // empty: none

@@ -4,7 +4,7 @@
 //   - the steps beside a save, against as many steps without one, in turns;
 //   - the rate of writing (layout, hashes, sync), against pwrite and fsync of the same bytes.
 // The ranks have one thread each, so on two cores the writing threads have no core of their own.
-//   save_stall [--quick]
+//   save_stall [--quick] [--seconds S]      420 (quick: 35) altogether
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <mpi.h>
@@ -73,13 +73,13 @@ double raw_write(const std::string& path, const std::byte* data, std::int64_t by
     return ok ? s : NAN;
 }
 
-// argv: --rank RUN_DIR quick|full
+// argv: --rank RUN_DIR quick|full SECONDS
 int rank_main(int argc, char** argv) {
     MpiSession session(argc, argv);
     const std::string run_dir = argv[2];
     const bool quick = std::strcmp(argv[3], "quick") == 0;
     const auto begin = Clock::now();
-    const double budget_s = quick ? 35.0 : 420.0;
+    const double budget_s = std::atof(argv[4]);
     set_cpu_threads(1);
     Mesh mesh = make_mesh(2, 1, Overlap::automatic);
     const RunConfig config = config_of(quick);
@@ -97,7 +97,7 @@ int rank_main(int argc, char** argv) {
         saver.start({.step = step}, shards, s.snapshot, mesh);
         return slowest(seconds_since(from));
     };
-    std::vector<double> blocking, writing, copying, raw, raw_direct, read_back;
+    std::vector<double> thread_s, blocking, writing, copying, raw, raw_direct, read_back;
     // A step as in train_loop; the report where a save ended in it.
     const auto one_step = [&](double& step_s) {
         const auto from = Clock::now();
@@ -108,14 +108,20 @@ int rank_main(int argc, char** argv) {
         auto report = saver.advance(r.saving, mesh);
         step_s = slowest(seconds_since(from));
         if (report && report->failure) throw Error(*report->failure);
+        if (report) thread_s.push_back(slowest(report->thread_s));
         return report;
     };
 
+    Buffer other(s.snapshot.bytes() + 4096);
+    auto* const aligned = reinterpret_cast<std::byte*>(
+        (reinterpret_cast<std::uintptr_t>(other.data()) + 4095) / 4096 * 4096);
+    // Memory that nobody has written to is one page of zeros, which any cache holds.
+    for (std::int64_t i = 0; i < mine / 8; ++i) {
+        const std::uint64_t word = 0x9e3779b97f4a7c15ull * static_cast<std::uint64_t>(i + 1);
+        std::memcpy(aligned + 8 * i, &word, 8);
+    }
     // Rates, without training: the save, memcpy and pwrite in turns.
     {
-        Buffer other(s.snapshot.bytes() + 4096);
-        auto* const aligned = reinterpret_cast<std::byte*>(
-            (reinterpret_cast<std::uintptr_t>(other.data()) + 4095) / 4096 * 4096);
         for (int i = 0; i < 3; ++i) {
             barrier(mesh.world);
             auto from = Clock::now();
@@ -133,7 +139,8 @@ int rank_main(int argc, char** argv) {
             read_back.push_back(slowest(r.verify_s));
         }
     }
-    // Steps with and without a save, in turns; the first steps fault in what they touch.
+    // A plain copy right before every save that training waits for, and steps with and without a
+    // save, in turns; the first steps fault in what they touch.
     double t = 0.0;
     for (int i = 0; i < 3; ++i)
         one_step(t);
@@ -150,6 +157,10 @@ int rank_main(int argc, char** argv) {
             }
             return std::pair{sum, n};
         };
+        barrier(mesh.world);
+        const auto from = Clock::now();
+        std::memcpy(s.snapshot.data, aligned, static_cast<std::size_t>(mine));
+        copying.push_back(slowest(seconds_since(from)));
         blocking.push_back(start());
         stall_s += blocking.back();
         const auto [a, n] = run_steps(true, 0);
@@ -177,6 +188,7 @@ int rank_main(int argc, char** argv) {
                         {"read_back_bytes_per_s", all_bytes / median(read_back)},
                         {"write_share_of_pwrite_fsync", rate / (all_bytes / median(raw))},
                         {"saves_beside_steps", saves},
+                        {"writer_processor_s_a_save", median(thread_s)},
                         {"steps_a_save", static_cast<double>(steps) / static_cast<double>(saves)},
                         {"step_ms_without", 1e3 * without_s / static_cast<double>(steps)},
                         {"step_ms_beside_a_save", 1e3 * with_s / static_cast<double>(steps)},
@@ -197,9 +209,12 @@ int rank_main(int argc, char** argv) {
 int main(int argc, char** argv) {
     if (argc > 3 && std::strcmp(argv[1], "--rank") == 0) return rank_main(argc, argv);
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+    std::string seconds = quick ? "35" : "420";
+    for (int i = 1; i + 1 < argc; ++i)
+        if (std::strcmp(argv[i], "--seconds") == 0) seconds = argv[i + 1];
     const TempDir dir;
-    const Outcome o = run_shell(
-        fmt::format("mpirun -q -n 2 {} --rank {} {}", argv[0], dir.path, quick ? "quick" : "full"));
+    const Outcome o = run_shell(fmt::format("mpirun -q -n 2 {} --rank {} {} {}", argv[0], dir.path,
+                                            quick ? "quick" : "full", seconds));
     const std::size_t at = o.output.find("STALL ");
     if (o.code != 0 || at == std::string::npos) {
         fmt::print("exit {}\n{}\n", o.code, o.output);
