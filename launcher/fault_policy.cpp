@@ -159,6 +159,16 @@ Fault from_exit_code(const GenerationEnd& end) {
     return f;
 }
 
+// mpirun, or a rank that waited for one there, gave the host up before the monitor would have.
+Fault lost_before_its_limit(const GenerationEnd& end) {
+    return {.cause = Cause::lost_host,
+            .kind = "lost connection",
+            .code = end.exit_code,
+            .host = end.silent_host,
+            .text = fmt::format("host {} is lost: {} ended with {} while nothing was heard of it",
+                                end.silent_host, end.runner, end.exit_code)};
+}
+
 std::string key_of(const Fault& f) {
     return fmt::format("{} {} rank {} {} step {}", cause_name(f.cause), f.kind, f.rank, f.phase,
                        f.step);
@@ -182,6 +192,7 @@ std::optional<Fault> classify(const GenerationEnd& end) {
     const auto code = static_cast<ExitCode>(end.exit_code);
     if (code == ExitCode::ok || code == ExitCode::preempted || code == ExitCode::interrupted)
         return {};
+    if (!end.silent_host.empty() && !end.runner_killed) return lost_before_its_limit(end);
     const auto first = std::ranges::find_if_not(end.records, is_consequence);
     if (first == end.records.end()) return from_exit_code(end);
     // A rank that vanished before another one had an error to report is the cause of both.

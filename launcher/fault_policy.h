@@ -57,6 +57,7 @@ struct GenerationEnd {
     std::optional<DeadRank> first_dead;  // before all others
     int verdict_pid = 0;                 // of the rank that the verdict names
     std::optional<Verdict> verdict;      // then the generation was ended by the supervisor
+    std::string silent_host;             // another one, not heard of for a while when it ended
     bool ranks_came = false;             // at least one has said hello or was seen
     std::int64_t oom_kills = 0;          // by the kernel, while it ran
     std::string runner = "mpirun";

@@ -48,6 +48,7 @@ struct Generation {
     std::map<int, int> rank_of_fd;  // pidfds of local ranks
     std::set<int> seen_ranks, dead_ranks;
     std::optional<DeadRank> first_dead;
+    std::string silent_host;    // when the first rank died
     std::optional<int> status;  // of the runner, when it is gone
     std::optional<Verdict> verdict;
     Ending ending = Ending::no;
@@ -83,6 +84,20 @@ void watch(int epoll, int fd) {
     epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
+// Another host whose ranks are all silent over connections that nobody has closed; "": none.
+std::string silent_host(const Generation& g) {
+    constexpr double kSilent = 1.5;  // seconds: several heartbeats
+    std::map<std::string, bool> silent;
+    for (const RankReport& r : g.monitor.ranks()) {
+        if (!r.known || r.local || r.finished) continue;
+        const bool quiet = r.connected && g.monitor.now() - r.heard_at > kSilent;
+        silent[r.host] = silent.try_emplace(r.host, true).first->second && quiet;
+    }
+    for (const auto& [host, yes] : silent)
+        if (yes) return host;
+    return "";
+}
+
 void note_death(Generation& g, int rank) {
     if (!g.dead_ranks.insert(rank).second) return;
     const RankReport& r = g.monitor.rank(rank);
@@ -93,7 +108,8 @@ void note_death(Generation& g, int rank) {
                             .phase = phase_name(r.phase),
                             .step = r.step,
                             .time = unix_now()};
-    if (!r.local) return;  // its board outlives it, and is ahead of its last heartbeat
+    g.silent_host = silent_host(g);  // before mpirun, who gives it up, has ended the others
+    if (!r.local) return;            // its board outlives it, and is ahead of its last heartbeat
     const BoardView board = read_board_file(fmt::format("{}/rank-{:04}", g.plan.shared_dir, rank));
     if (board.rank != rank || board.generation != g.plan.number) return;
     g.first_dead->phase = phase_name(board.phase);
@@ -142,11 +158,13 @@ void reap(Generation& g) {
         if (pid == g.runner) g.status = status;
 }
 
+bool under_mpirun(const GenerationPlan& plan) { return plan.command.at(0) == "mpirun"; }
+
 void begin_ending(Generation& g, Ending how) {
     if (g.ending >= how) return;
     if (g.ending == Ending::no) g.ending_since = Clock::now();
     g.ending = how;
-    if (how == Ending::terminated) kill(g.runner, SIGTERM);
+    if (how == Ending::terminated) kill(g.runner, under_mpirun(g.plan) ? SIGINT : SIGTERM);
     if (how == Ending::killed) kill(-g.runner, SIGKILL);
 }
 
@@ -358,7 +376,9 @@ GenerationResult run_generation(const GenerationPlan& plan, SignalQueue& signals
         watch(g.epoll, signals.fd());
         watch(g.epoll, g.monitor.fd());
         try {
-            g.runner = spawn({.command = plan.command, .environment = environment_of(g)},
+            g.runner = spawn({.command = plan.command,
+                              .environment = environment_of(g),
+                              .without_term = under_mpirun(plan)},
                              "install Open MPI (Debian: apt install openmpi-bin), or train in one "
                              "process with `stoa train`");
         } catch (const Error&) {
@@ -396,6 +416,7 @@ GenerationResult run_generation(const GenerationPlan& plan, SignalQueue& signals
             WIFEXITED(*g.status) ? WEXITSTATUS(*g.status) : 128 + WTERMSIG(*g.status);
         result.end.runner_killed = WIFSIGNALED(*g.status) && g.ending == Ending::no;
         result.end.first_dead = g.first_dead;
+        result.end.silent_host = g.first_dead ? g.silent_host : silent_host(g);
         result.end.ranks_came = !g.seen_ranks.empty();
         result.end.oom_kills = oom_kill_count() - oom_before;
         result.step = furthest_step(g);

@@ -37,7 +37,7 @@ std::vector<char*> c_strings(std::vector<std::string>& strings) {
 
 [[noreturn]] void become(SpawnOptions& o, pid_t parent, int error_pipe) {
     setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    prctl(PR_SET_PDEATHSIG, o.without_term ? SIGINT : SIGTERM);
     if (getppid() != parent) _exit(static_cast<int>(ExitCode::preempted));
     const int null = open("/dev/null", O_RDONLY);
     if (null >= 0) dup2(null, STDIN_FILENO);
@@ -45,9 +45,10 @@ std::vector<char*> c_strings(std::vector<std::string>& strings) {
     if (o.stderr_fd >= 0) dup2(o.stderr_fd, STDERR_FILENO);
     for (int s = 1; s < NSIG; ++s)
         if (s != SIGKILL && s != SIGSTOP) std::signal(s, SIG_DFL);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    if (o.without_term) sigaddset(&blocked, SIGTERM);
+    sigprocmask(SIG_SETMASK, &blocked, nullptr);
     auto args = c_strings(o.command), env = c_strings(o.environment);
     execvpe(args[0], args.data(), env.data());
     const int failure = errno;

@@ -25,7 +25,7 @@ struct LaunchOptions {
     double stop_before_s = 0.0;  // the end of a SLURM job; 0: not
     double fence_s = 10.0;
     std::string limits;  // --limit, for the monitor and the ranks
-    int keepalive_s = 5, keepalive_interval_s = 2, keepalive_probes = 5;
+    int keepalive_s = 10, keepalive_interval_s = 3, keepalive_probes = 7;
     std::string interface, rsh_agent;
     std::vector<std::string> mpirun_args;
     std::string typed;  // what resumes the run, for people

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 
@@ -54,8 +55,9 @@ CommandLine launch_line() {
         "seconds without progress that count as a hang, by phase: step=30s,save=5min");
     add("fence", po::value<double>()->default_value(10.0),
         "seconds after which a rank that has lost the supervisor leaves");
-    add("keepalive", po::value<std::string>()->default_value("5,2,5"),
-        "of mpirun between hosts: idle seconds, interval, probes");
+    add("keepalive", po::value<std::string>(),
+        "of mpirun between hosts: idle seconds, interval, probes (default: 10,3,N that mpirun "
+        "gives a host up only after the limit of a lost host, which names it)");
     add("interface", po::value<std::string>(), "network interface between hosts, as eth0");
     add("rsh-agent", po::value<std::string>(), "command that reaches a host, instead of ssh");
     add("allow-tp-across", po::bool_switch(), "let a tp group cross hosts");
@@ -82,13 +84,19 @@ int at_least(const po::variables_map& values, const char* name, int least) {
     return n;
 }
 
+// After its last sign of life mpirun gives a host up no sooner than INTERVAL x PROBES.
 void read_keepalive(LaunchOptions& o, const std::string& text) {
+    if (text.empty()) {
+        const double later = parse_limits(o.limits).host + 5.0;
+        o.keepalive_probes = static_cast<int>(std::ceil(later / o.keepalive_interval_s));
+        return;
+    }
     char rest = 0;
     if (std::sscanf(text.c_str(), "%d,%d,%d%c", &o.keepalive_s, &o.keepalive_interval_s,
                     &o.keepalive_probes, &rest) != 3 ||
         std::min({o.keepalive_s, o.keepalive_interval_s, o.keepalive_probes}) < 1)
         throw ConfigError(
-            {.what = "--keepalive", .expected = "IDLE,INTERVAL,PROBES as 5,2,5", .actual = text});
+            {.what = "--keepalive", .expected = "IDLE,INTERVAL,PROBES as 10,3,7", .actual = text});
 }
 
 /// The hosts, and how many ranks: what is asked for, else all slots but the spares'.

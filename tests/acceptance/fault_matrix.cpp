@@ -1,7 +1,8 @@
 // Every fault of the table in docs/launcher.md that one machine can make, against `stoa launch`
 // with four ranks: how long until it is noticed and until training goes on, whether the first cause
 // is named once, and whether the end is that of the run that nobody disturbed.
-//   fault_matrix [--quick] [row ...]      5 repeats a row (quick: 1, and fewer rows)
+//   fault_matrix [--quick] [row ...]      5 repeats a row, 200 of SIGTERM and SIGUSR2 (quick: 1,
+//   and fewer rows)
 // Times are those of an idle machine, times CI_SLACK. Prints one JSON object last.
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -319,7 +320,7 @@ std::vector<Row> rows() {
          .fault = "swap-collective@12:1",
          .options = "--limit step=2s"},
     };
-    for (const std::string phase : {"start", "step", "evaluate", "save"})
+    for (const std::string phase : {"start", "restore", "step", "evaluate", "save"})
         all.push_back({.name = "throw in " + phase,
                        .cause = "crash",
                        .kind = "exception",
@@ -362,9 +363,9 @@ int main(int argc, char** argv) {
         add(row.name, repeats,
             [&](int i) { return run_trial(place, row, fmt::format("{}-{}", name, i)); });
     }
-    add("4 SIGTERM", quick ? 1 : 10,
+    add("4 SIGTERM", quick ? 1 : 20 * repeats,
         [&](int i) { return drain(place, SIGTERM, fmt::format("term-{}", i)); });
-    add("4 SIGUSR2", quick ? 0 : 10,
+    add("4 SIGUSR2", quick ? 0 : 20 * repeats,
         [&](int i) { return drain(place, SIGUSR2, fmt::format("usr2-{}", i)); });
     add("9 slow rank", 1, [&](int) { return straggler(place); });
     add("15 crash loop", 1, [&](int) { return crash_loop(place); });

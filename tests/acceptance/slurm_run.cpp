@@ -4,7 +4,7 @@
 // each the last checkpoint is that of the run that nobody disturbed, bit by bit, and every step is
 // in the records once.
 //   slurm_run [--quick]      quick: without the drained and the lost node, shorter runs
-//   slurm_run --only disturb|limits|nodes
+//   slurm_run --only disturb|by-hand|limits|nodes
 // Needs root, Debian's slurm-wlm, munge and iproute2 (`./setup.sh --tests`), and slurm-local below
 // $STOA_SHARED (or ../shared): else skipped.
 #include <cstring>
@@ -245,6 +245,35 @@ void disturb_one_run(Program& p, bool quick) {
              {{"same_bits", tasks}, {"different_runs", different.size()}});
 }
 
+/// SLURM sends SIGTERM to every process of a job that is requeued or cancelled by hand, and SIGKILL
+/// after KillWait. On one node the ranks have saved by then.
+void end_one_node_job(Program& p) {
+    const Job job = p.submit("by-hand", 400, 2, "--time 20", "", 1);
+    const auto saved = [&] {
+        const auto all = list_checkpoints(job.run_dir);
+        const std::int64_t done = steps_done(job.run_dir);
+        return !all.empty() && read_checkpoint_info(all.back()).meta.step == done;
+    };
+    bool fine = job.submitted() && p.wait_for_steps(job, 20);
+    p.slurm->say("scontrol requeue " + job.job);
+    fine = wait_for("left after scontrol requeue", 60,
+                    [&] { return count_events(job.run_dir, "stop") >= 1; }) &&
+           fine;
+    const bool at_requeue = saved();
+    fine = wait_for("started again", 120, [&] { return p.starts(job) >= 2; }) && fine;
+    fine = p.wait_for_steps(job, steps_done(job.run_dir) + 20) && fine;
+    p.slurm->say("scancel " + job.job);
+    fine = p.wait_for_end(job) && fine;
+    const bool at_cancel = saved();
+    const Job again = p.submit("by-hand", 400, 2, "--time 20", "", 1);
+    nlohmann::json details;
+    fine = p.wait_for_end(again) && fine;
+    fine = p.whole(again, details) && fine;
+    details["saved_at_requeue"] = at_requeue;
+    details["saved_at_scancel"] = at_cancel;
+    p.record("requeue_and_scancel_by_hand", fine && at_requeue && at_cancel, details);
+}
+
 /// Time limits of a minute: once with SLURM's signal, once without any; and a chain of jobs beside.
 void reach_time_limits(Program& p, bool quick) {
     // Each longer than the limit: 50 ms a step.
@@ -361,6 +390,7 @@ int main(int argc, char** argv) {
         p.slurm = &slurm;
         left = slurm.node_namespace(0).substr(0, slurm.node_namespace(0).find('-'));
         if (only.empty() || only == "disturb") disturb_one_run(p, quick);
+        if (only.empty() || only == "by-hand") end_one_node_job(p);
         if (only.empty() || only == "limits") reach_time_limits(p, quick);
         if ((only.empty() && !quick) || only == "nodes") lose_nodes(p);
     }

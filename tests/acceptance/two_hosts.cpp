@@ -4,7 +4,7 @@
 // step: a verdict with its name, its ranks gone before the next start, which is on the host that is
 // left or, once it is back, on both.
 //   two_hosts [--quick]      quick: without the flap under the supervisor's defaults
-//   two_hosts --only flap    only that
+//   two_hosts --only flap|mpirun    only that, or a host that mpirun gives up first
 // Needs root, iproute2, and two-hosts below $STOA_SHARED (or ../shared): else skipped.
 #include <atomic>
 #include <cstring>
@@ -180,15 +180,19 @@ double unix_now() {
 }
 
 /// h1 vanishes in the middle of a step: `how` is "cut" (no carrier) or "mute" (no frames). It comes
-/// back where `back`; else the run goes on with the ranks of h0.
-void lose_host(Program& p, const std::string& how, bool back) {
+/// back where `back`; else the run goes on with the ranks of h0. First to notice is the monitor, or
+/// mpirun, which ends the ranks without a word about the host.
+enum class First { monitor, mpirun };
+void lose_host(Program& p, const std::string& how, bool back, First first = First::monitor) {
     const std::int64_t steps = 160;
-    const std::string name = how + (back ? "-back" : "-for-good");
+    const std::string name =
+        how + (back ? "-back" : "-for-good") + (first == First::mpirun ? "-seen-by-mpirun" : "");
     const Hosts& hosts = *p.hosts;
     const std::string run_dir = p.run_dir(name);
-    // The monitor is to be first: mpirun, who would end the ranks without a word, looks later.
     Launch launch(p, name, steps,
-                  fmt::format("--ranks 4 --fence 4 --limit host=3s --keepalive 3,1,3{}",
+                  fmt::format("--ranks 4 --fence 4 {}{}",
+                              first == First::monitor ? "--limit host=3s"
+                                                      : "--limit host=60s --keepalive 2,1,3",
                               back ? "" : " --min-ranks 2"));
     const auto started = [&] { return steps_done(run_dir) >= 40 || launch.over(); };
     wait_until(180, started);
@@ -290,16 +294,19 @@ int main(int argc, char** argv) {
         if (!hosts.up()) return 1;
         p.hosts = &hosts;
         tag = hosts.tag();
-        const bool flap_only = argc > 2 && std::strcmp(argv[1], "--only") == 0;
-        if (!flap_only) {
+        const std::string only = argc > 2 && std::strcmp(argv[1], "--only") == 0 ? argv[2] : "";
+        const bool flap_only = only == "flap";
+        if (only == "mpirun") lose_host(p, "mute", false, First::mpirun);
+        if (only.empty()) {
             span_and_flap(p, 10.0);
             lose_host(p, "mute", true);
             lose_host(p, "cut", false);
         }
         if (flap_only) flap_under_supervisor(p);
-        if (!quick && !flap_only) {
+        if (!quick && only.empty()) {
             lose_host(p, "cut", true);
             lose_host(p, "mute", false);
+            lose_host(p, "mute", false, First::mpirun);
             flap_under_supervisor(p);
         }
     }

@@ -87,6 +87,16 @@ TEST_CASE("each end is classed by its first cause") {
         end.verdict->kind = Verdict::Kind::communication;
         CHECK(classify(end)->cause == Cause::communication);
     }
+    SECTION("a host that mpirun gave up before the monitor did") {
+        GenerationEnd end = ended(205);
+        end.first_dead = DeadRank{.rank = 0, .host = "h0", .time = 1.0};
+        end.records = {{.time = 2.0, .rank = 1, .code = 5, .kind = "error"}};
+        end.silent_host = "h1";
+        CHECK(classify(end)->cause == Cause::lost_host);
+        CHECK(classify(end)->host == "h1");
+        end.runner_killed = true;  // has another reason
+        CHECK(classify(end)->cause != Cause::lost_host);
+    }
     SECTION("codes") {
         const std::pair<int, Cause> codes[] = {{2, Cause::config},     {3, Cause::data},
                                                {4, Cause::memory},     {5, Cause::communication},
