@@ -186,7 +186,7 @@ enum class First { monitor, mpirun };
 void lose_host(Program& p, const std::string& how, bool back, First first = First::monitor) {
     const std::int64_t steps = 160;
     const std::string name =
-        how + (back ? "-back" : "-for-good") + (first == First::mpirun ? "-seen-by-mpirun" : "");
+        how + (back ? "-back" : "-for-good") + (first == First::mpirun ? "-runner-first" : "");
     const Hosts& hosts = *p.hosts;
     const std::string run_dir = p.run_dir(name);
     Launch launch(p, name, steps,
