@@ -1,5 +1,6 @@
 #include "kernels/importance_attention.h"
 
+#include "kernels/attention_checks.h"
 #include "kernels/cpu/ops.h"
 
 namespace stoa {
@@ -9,18 +10,6 @@ void require_rule(const KeyRule& rule) {
     require(rule.window >= 1, "importance_attention: window", ">= 1", std::to_string(rule.window));
     require(rule.sinks >= 0, "importance_attention: sinks", ">= 0", std::to_string(rule.sinks));
     require(rule.keep >= 0, "importance_attention: keep", ">= 0", std::to_string(rule.keep));
-}
-
-void require_documents(const ConstTensorView& key_begin, std::int64_t batch, std::int64_t len) {
-    require_numel(key_begin, batch * len, "importance_attention: key_begin");
-    require_dtype(key_begin, DType::int32, "importance_attention: key_begin");
-    const auto begins = key_begin.as<std::int32_t>();
-    for (std::int64_t r = 0; r < batch * len; ++r) {
-        const std::int64_t t = r % len, begin = begins[static_cast<std::size_t>(r)];
-        const bool same = t > 0 && begin == begins[static_cast<std::size_t>(r - 1)];
-        require(begin == t || (same && begin < t), "importance_attention: key_begin",
-                "the start of each token's document", std::to_string(begin));
-    }
 }
 
 /// The rules that forward and backward share.
@@ -56,14 +45,7 @@ void require_attention(const Args& a) {
         require_numel(a.sink_logit, n_heads, "importance_attention: sink_logit");
         require_dtype(a.sink_logit, wide, "importance_attention: sink_logit");
     }
-    require_documents(a.key_begin, batch, len);
-}
-
-void require_like(const ConstTensorView& gradient, const ConstTensorView& of, const char* name) {
-    require(gradient.empty() == of.empty(), name, "given where its input is", gradient.shape.str());
-    if (of.empty()) return;
-    require_shape(gradient, of.shape, name);
-    require_dtype(gradient, of.dtype, name);
+    require_documents(a.key_begin, batch, len, "importance_attention: key_begin");
 }
 
 }  // namespace
@@ -77,7 +59,7 @@ void select_keys(const SelectKeysArgs& args, const Exec& exec) {
     const std::int64_t batch = args.expiry.shape[0], heads = args.expiry.shape[1],
                        len = args.expiry.shape[2];
     require(len < INT32_MAX, "select_keys: len", "below 2^31", std::to_string(len));
-    require_documents(args.key_begin, batch, len);
+    require_documents(args.key_begin, batch, len, "select_keys: key_begin");
     if (args.rule.keep > 0)
         require_shape(args.importance, {batch, len, heads}, "select_keys: importance");
     cpu::select_keys(args);

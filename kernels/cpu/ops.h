@@ -12,6 +12,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "kernels/tree_attention.h"
 
 namespace stoa::cpu {
 
@@ -25,6 +26,8 @@ void attention_backward(const AttentionBackwardArgs& args);
 void select_keys(const SelectKeysArgs& args);
 void importance_attention_forward(const ImportanceAttentionArgs& args);
 void importance_attention_backward(const ImportanceAttentionBackwardArgs& args);
+void tree_attention_forward(const TreeAttentionArgs& args);
+void tree_attention_backward(const TreeAttentionBackwardArgs& args);
 void swiglu_forward(const SwigluArgs& args);
 void swiglu_backward(const SwigluBackwardArgs& args);
 void embedding_forward(const EmbeddingArgs& args);
