@@ -5,12 +5,14 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/importance_attention.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "kernels/tree_attention.h"
 
 namespace stoa::cpu {
 
@@ -21,6 +23,11 @@ void rope_table(TensorView cos, TensorView sin, double theta);
 void rope(const RopeArgs& args);
 void attention_forward(const AttentionArgs& args);
 void attention_backward(const AttentionBackwardArgs& args);
+void select_keys(const SelectKeysArgs& args);
+void importance_attention_forward(const ImportanceAttentionArgs& args);
+void importance_attention_backward(const ImportanceAttentionBackwardArgs& args);
+void tree_attention_forward(const TreeAttentionArgs& args);
+void tree_attention_backward(const TreeAttentionBackwardArgs& args);
 void swiglu_forward(const SwigluArgs& args);
 void swiglu_backward(const SwigluBackwardArgs& args);
 void embedding_forward(const EmbeddingArgs& args);
