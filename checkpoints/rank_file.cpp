@@ -20,18 +20,29 @@ double seconds_since(Clock::time_point t) {
     return std::chrono::duration<double>(Clock::now() - t).count();
 }
 
-// As in the file: the device takes a shard straight from the snapshot.
-constexpr auto kAlign = static_cast<std::int64_t>(kDirectBytes);
-
 std::int64_t cell_bytes(const TensorShard& s) {
     return s.row_count * s.col_count * size_of(s.view.dtype);
 }
 
-std::int64_t bytes_of_snapshot(const std::vector<TensorShard>& mine) {
-    std::int64_t bytes = 0;
-    for (const TensorShard& s : mine)
-        bytes += align_up(cell_bytes(s), kAlign);
-    return bytes == 0 ? 0 : bytes + kAlign;  // to begin at a multiple of it
+/// Where each shard begins in a snapshot: large ones at pages, as in the file, so that the device
+/// takes them straight from there.
+struct SnapshotLayout {
+    std::vector<std::int64_t> offsets;
+    std::int64_t bytes = 0;  // with room to begin at a page, where a shard has to
+    bool pages = false;
+};
+SnapshotLayout lay_out_snapshot(const std::vector<TensorShard>& mine) {
+    constexpr auto kLarge = static_cast<std::int64_t>(H5Image::kLargeBytes);
+    constexpr auto kPage = static_cast<std::int64_t>(kDirectBytes);
+    SnapshotLayout layout;
+    for (const TensorShard& s : mine) {
+        const bool large = cell_bytes(s) >= kLarge;
+        layout.pages = layout.pages || large;
+        layout.offsets.push_back(align_up(layout.bytes, large ? kPage : kAlignment));
+        layout.bytes = layout.offsets.back() + align_up(cell_bytes(s));
+    }
+    if (layout.pages) layout.bytes += kPage;
+    return layout;
 }
 
 /// The logical cells of a shard as pieces without padding, in their order: fn(offset, bytes).
@@ -78,7 +89,7 @@ std::vector<TensorShard> written_here(const std::vector<TensorShard>& shards, in
 }
 
 std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank, int dp_rank) {
-    return bytes_of_snapshot(written_here(shards, tp_rank, dp_rank));
+    return lay_out_snapshot(written_here(shards, tp_rank, dp_rank)).bytes;
 }
 
 std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
@@ -89,25 +100,29 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
         const std::byte* from;
         std::int64_t bytes;
     };
-    if (memory.bytes() < bytes_of_snapshot(mine))
+    const SnapshotLayout layout = lay_out_snapshot(mine);
+    if (memory.bytes() < layout.bytes)
         throw CheckpointError({.what = "the snapshot's memory is too small",
-                               .expected = fmt::format("{} bytes", bytes_of_snapshot(mine)),
+                               .expected = fmt::format("{} bytes", layout.bytes),
                                .actual = fmt::format("{}", memory.bytes())});
     std::vector<Copy> copies;
     std::vector<TensorShard> kept = mine;
     const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory.data));
-    std::int64_t at = align_up(address, kAlign) - address;
+    std::byte* const first =
+        memory.data +
+        (layout.pages ? align_up(address, static_cast<std::int64_t>(kDirectBytes)) - address : 0);
+    std::size_t next = 0;
     for (TensorShard& s : kept) {
+        std::byte* const to = first + layout.offsets[next++];
         for_each_piece(s, [&](std::int64_t offset, Bytes piece) {
             const auto bytes = static_cast<std::int64_t>(piece.size());
             for (std::int64_t done = 0; done < bytes; done += kPart)
-                copies.push_back({memory.data + at + offset + done, piece.data() + done,
-                                  std::min(kPart, bytes - done)});
+                copies.push_back(
+                    {to + offset + done, piece.data() + done, std::min(kPart, bytes - done)});
         });
-        s.view.data = memory.data + at;
+        s.view.data = to;
         s.view.shape =
             s.global_shape.rank == 2 ? Shape{s.row_count, s.col_count} : Shape{s.col_count};
-        at += align_up(cell_bytes(s), kAlign);
     }
     parallel_for(std::ssize(copies), 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {

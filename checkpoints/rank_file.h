@@ -13,8 +13,8 @@ namespace stoa {
 std::vector<TensorShard> written_here(const std::vector<TensorShard>& shards, int tp_rank,
                                       int dp_rank);
 
-/// Bytes of a snapshot of what this rank writes: its logical cells, each shard at a multiple of
-/// kDirectBytes.
+/// Bytes of a snapshot of what this rank writes: its logical cells, each shard 64-byte aligned,
+/// from 1 MiB on at a multiple of kDirectBytes.
 std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank, int dp_rank);
 /// Copies the cells of `mine` into `memory`, and returns the same shards as views of it.
 /// errors: CheckpointError where they do not fit
