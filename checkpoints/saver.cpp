@@ -9,6 +9,7 @@
 
 #include "checkpoints/courtesy.h"
 #include "checkpoints/file_io.h"
+#include "checkpoints/h5_image.h"
 #include "checkpoints/rank_file.h"
 #include "checkpoints/run_directory.h"
 #include "checkpoints/run_identity.h"
@@ -29,12 +30,16 @@ double seconds_since(Clock::time_point t) {
 /// writer.
 std::int64_t estimate_bytes(const CheckpointMeta& meta, const std::vector<TensorShard>& shards,
                             int writers) {
-    constexpr std::int64_t kPerShardBytes = 6144, kPerFileBytes = 16384;
+    constexpr std::int64_t kPerShardBytes = 2048, kPerFileBytes = 16384;
     std::int64_t bytes =
         static_cast<std::int64_t>(meta.resolved_config.size()) + kPerFileBytes * (writers + 2);
-    for (const TensorShard& s : shards)
-        bytes += s.global_shape.numel() * size_of(s.view.dtype) + kPerShardBytes * (writers + 1) +
-                 static_cast<std::int64_t>(s.name.size()) * 4;
+    for (const TensorShard& s : shards) {
+        const std::int64_t cells = s.global_shape.numel() * size_of(s.view.dtype);
+        const bool large = cells >= static_cast<std::int64_t>(H5Image::kLargeBytes);
+        bytes += cells + kPerShardBytes * (writers + 1) +
+                 static_cast<std::int64_t>(s.name.size()) * 4 +
+                 (large ? writers * static_cast<std::int64_t>(H5Image::kPageBytes) : 0);
+    }
     return bytes;
 }
 
