@@ -45,10 +45,12 @@ void Courtesy::hurry() {
 void Courtesy::pause() {
     const Spent now = spent(), before = std::exchange(before_, now);
     if (before.ran_ns == 0) return;  // the first piece
-    const std::chrono::nanoseconds sleep(
-        pause_ns(now.ran_ns - before.ran_ns, now.waited_ns - before.waited_ns, share_));
+    stand_back(pause_ns(now.ran_ns - before.ran_ns, now.waited_ns - before.waited_ns, share_));
+}
+
+void Courtesy::stand_back(std::int64_t ns) {
     std::unique_lock lock(mutex_);
-    hurried_.wait_for(lock, sleep, [&] { return hurry_; });
+    hurried_.wait_for(lock, std::chrono::nanoseconds(ns), [&] { return hurry_; });
 }
 
 void lower_priority() {

@@ -18,6 +18,8 @@ public:
     /// Between two pieces of work, each some milliseconds long: sleeps where the thread had to wait
     /// for a core for longer than it has computed since the last call.
     void pause();
+    /// Sleeps so long, or until hurry().
+    void stand_back(std::int64_t ns);
     /// From another thread, which waits for this one: no more pauses until begin().
     void hurry();
 
