@@ -12,7 +12,7 @@ class Courtesy {
 public:
     /// `share`: of a core, while others wait for it. Two ranks that wait for each other lose up to
     /// the sum of their shares.
-    explicit Courtesy(double share = 0.008) : share_(share) {}
+    explicit Courtesy(double share = 0.0025) : share_(share) {}
     /// Before the thread begins with something for which nobody waits yet.
     void begin();
     /// Between two pieces of work, each some milliseconds long: sleeps where the thread had to wait

@@ -171,7 +171,7 @@ int rank_main(int argc, char** argv) {
         }
         return std::pair{sum / static_cast<double>(n), n};
     };
-    double before = run_steps(alone, quick ? 4 : 20).first, stall_s = 0.0;
+    double before = run_steps(alone, quick ? 4 : 40).first, stall_s = 0.0;
     std::int64_t saves = 0;
     for (; slowest(seconds_since(begin)) < budget_s || saves < 3; ++saves) {
         copying.push_back(plain_copy());
