@@ -83,7 +83,13 @@ void tree_attention_backward(const TreeAttentionBackwardArgs& args, const Exec& 
     require_like(args.d_k, args.k, "tree_attention: d_k");
     require_like(args.d_v, args.v, "tree_attention: d_v");
     require_like(args.d_gate, args.gate, "tree_attention: d_gate");
-    require_like(args.d_sink_logit, args.sink_logit, "tree_attention: d_sink_logit");
+    require(args.d_sink.empty() == args.sink_logit.empty(), "tree_attention: d_sink",
+            "given where sink_logit is", args.d_sink.shape.str());
+    if (!args.d_sink.empty()) {
+        require_shape(args.d_sink, {args.q.shape[0], args.q.shape[1], args.q.shape[2]},
+                      "tree_attention: d_sink");
+        require_dtype(args.d_sink, wide_dtype(args.q.dtype), "tree_attention: d_sink");
+    }
     cpu::tree_attention_backward(args);
 }
 

@@ -318,7 +318,7 @@ struct TreeSums {
 
 template <class T, class W = Wide<T>>
 void backward_tile(const TreeAttentionBackwardArgs& a, const Sizes& n, const Document& doc,
-                   const Keys<T>& keys, const KeyTree<W>& tree, TreeSums<W>& sums, W* d_sink,
+                   const Keys<T>& keys, const KeyTree<W>& tree, TreeSums<W>& sums,
                    std::int64_t begin, std::int64_t h) {
     struct DZTag;
     struct DGateTag;
@@ -341,6 +341,10 @@ void backward_tile(const TreeAttentionBackwardArgs& a, const Sizes& n, const Doc
     W* const q_row = scratch<QueryTag, W>(n.dim);
     W* const d_out_row = scratch<DOutTag, W>(n.dim);
     const W sink = sink_of(a, h, W{});
+    W* const d_sink =
+        a.d_sink.empty()
+            ? nullptr
+            : a.d_sink.as<W>().data() + (doc.batch * n.len + doc.begin + begin) * n.n_heads + h;
     local_gates(gate, tile, keys);
     std::fill_n(d_gate, tile.keys, W{0});
     const auto products = [&](W* c, const HeadMatrix<T>& rows, const HeadMatrix<T>& of) {
@@ -369,7 +373,7 @@ void backward_tile(const TreeAttentionBackwardArgs& a, const Sizes& n, const Doc
                 d_gate[j] += (x < W{1} ? x : W{1}) * z;
                 z_row[j] = scale * z;
             }
-            *d_sink -= std::exp(sink - lse[r]) * delta;
+            if (d_sink != nullptr) d_sink[r * n.n_heads] = -std::exp(sink - lse[r]) * delta;
         });
     }
     gemm({.m = tile.rows,
@@ -476,15 +480,13 @@ void leaves_to_tokens(TreeSums<W>& sums, const KeyTree<W>& tree, const Keys<T>& 
 }
 
 template <class T, class W = Wide<T>>
-void backward_document(const TreeAttentionBackwardArgs& a, const Sizes& n, const Document& doc,
-                       W* d_sink) {
+void backward_document(const TreeAttentionBackwardArgs& a, const Sizes& n, const Document& doc) {
     const Keys<T> keys = keys_of<T>(a, n, doc);
     const KeyTree<W> tree = build_tree(keys, doc, n.dim, a.rule);
     TreeSums<W> sums(doc, tree);
     for (std::int64_t begin = 0; begin < doc.len; begin += kTileRows)
         for (std::int64_t i = 0; i < n.group(); ++i)
-            backward_tile<T>(a, n, doc, keys, tree, sums, d_sink + i, begin,
-                             doc.kv_head * n.group() + i);
+            backward_tile<T>(a, n, doc, keys, tree, sums, begin, doc.kv_head * n.group() + i);
     vectorised([&] {
         push_down(sums, tree, a.rule.fanout);
         leaves_to_tokens(sums, tree, keys, a.rule.leaf);
@@ -518,22 +520,12 @@ void tree_attention_forward(const TreeAttentionArgs& a) {
 
 void tree_attention_backward(const TreeAttentionBackwardArgs& a) {
     dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
-        using W = Wide<T>;
         const Sizes n = sizes_of(a);
         const std::vector<Document> all = documents(a, n);
-        std::vector<W> d_sink(all.size() * static_cast<std::size_t>(n.group()));
         parallel_for(std::ssize(all), 1, [&](std::int64_t i, std::int64_t last) {
             for (; i < last; ++i)
-                backward_document<T>(a, n, all[static_cast<std::size_t>(i)],
-                                     d_sink.data() + i * n.group());
+                backward_document<T>(a, n, all[static_cast<std::size_t>(i)]);
         });
-        if (a.d_sink_logit.empty()) return;
-        const auto sums = a.d_sink_logit.as<W>();
-        std::ranges::fill(sums, W{0});
-        for (std::size_t i = 0; i < d_sink.size(); ++i) {
-            const auto group = static_cast<std::size_t>(n.group());
-            sums[static_cast<std::size_t>(all[i / group].kv_head) * group + i % group] += d_sink[i];
-        }
     });
 }
 
