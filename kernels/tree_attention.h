@@ -14,6 +14,9 @@ struct TreeRule {
     std::int64_t sinks = 0;  // first tokens, at most a leaf: always read, without a gate
 };
 
+/// errors: ShapeError, when the rule breaks one of its bounds
+void require_tree_rule(const TreeRule& rule);
+
 /// Levels that a document of `len` tokens can have, and the nodes of a level that a query may have
 /// expanded: what is saved of a selection per query.
 std::int64_t tree_levels(const TreeRule& rule, std::int64_t len);
