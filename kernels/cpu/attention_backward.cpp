@@ -56,6 +56,7 @@ void to_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, std::int64_t 
     vectorised([&] {
         for (std::int64_t i = 0; i < keys; ++i) {
             W *const p = s.p + i * kBlockQueries, *const d_z = s.d_z + i * kBlockQueries;
+#pragma GCC ivdep
             for (std::int64_t r = 0; r < kBlockQueries; ++r) {
                 p[r] = fused_exp(p[r] - q.lse[r]);
                 d_z[r] = p[r] * (d_z[r] - q.delta[r]);
