@@ -158,7 +158,8 @@ void backward_column(const AttentionBackwardArgs& a, Head<W>& head, std::int64_t
                      .keys = std::min(kColumnKeys, head.k_len - index * kColumnKeys),
                      .d_k = sums,
                      .d_v = sums + kColumnKeys * width};
-    std::fill_n(sums, 2 * kColumnKeys * width, W{0});
+    for (W* const gradient : {column.d_k, column.d_v})
+        std::fill_n(gradient, column.keys * width, W{0});
     bool packed = false;
     for (std::int64_t h = 0; h < head.group; ++h)
         for (std::int64_t block = 0; block < head.blocks(); ++block) {
