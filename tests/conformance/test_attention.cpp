@@ -238,8 +238,8 @@ TEST_CASE("a query has the same bits alone, in a prefill and in a batch") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     const Case whole{2, 400, 400, 4, 2, 24, 1000};
     const Inputs all = make_inputs(whole, dtype);
-    // In the second entry a document begins after 20 tokens, in the middle of everybody's tiles.
-    std::ranges::fill(all.keys.begin.as<std::int32_t>().subspan(420), 20);
+    // In the second entry a document begins after 21 tokens, in the middle of everybody's tiles.
+    std::ranges::fill(all.keys.begin.as<std::int32_t>().subspan(421), 21);
     const Tensor out(all.q.view.shape, dtype), lse(lse_shape(whole), wide_dtype(dtype));
     forward(out, lse, all);
     const std::int64_t q_row = 4 * 24 * size_of(dtype), kv_row = 2 * 24 * size_of(dtype);
