@@ -6,9 +6,7 @@
 #include "kernels/cpu/ops.h"
 
 namespace stoa {
-namespace {
-
-void require_rule(const TreeRule& r) {
+void require_tree_rule(const TreeRule& r) {
     require(r.leaf >= 1, "tree_attention: leaf", ">= 1", std::to_string(r.leaf));
     require(r.window >= r.leaf && r.window % r.leaf == 0, "tree_attention: window",
             "a multiple of leaf", std::to_string(r.window) + " for leaf " + std::to_string(r.leaf));
@@ -18,10 +16,12 @@ void require_rule(const TreeRule& r) {
             std::to_string(r.sinks));
 }
 
+namespace {
+
 template <class Args>
 void require_attention(const Args& a) {
     require(a.scale > 0.0, "tree_attention: scale", "> 0", std::to_string(a.scale));
-    require_rule(a.rule);
+    require_tree_rule(a.rule);
     require(a.q.shape.rank == 4, "tree_attention: q", "(batch, len, n_heads, head_dim)",
             a.q.shape.str());
     const std::int64_t batch = a.q.shape[0], len = a.q.shape[1], n_heads = a.q.shape[2];
@@ -83,7 +83,13 @@ void tree_attention_backward(const TreeAttentionBackwardArgs& args, const Exec& 
     require_like(args.d_k, args.k, "tree_attention: d_k");
     require_like(args.d_v, args.v, "tree_attention: d_v");
     require_like(args.d_gate, args.gate, "tree_attention: d_gate");
-    require_like(args.d_sink_logit, args.sink_logit, "tree_attention: d_sink_logit");
+    require(args.d_sink.empty() == args.sink_logit.empty(), "tree_attention: d_sink",
+            "given where sink_logit is", args.d_sink.shape.str());
+    if (!args.d_sink.empty()) {
+        require_shape(args.d_sink, {args.q.shape[0], args.q.shape[1], args.q.shape[2]},
+                      "tree_attention: d_sink");
+        require_dtype(args.d_sink, wide_dtype(args.q.dtype), "tree_attention: d_sink");
+    }
     cpu::tree_attention_backward(args);
 }
 

@@ -14,6 +14,9 @@ struct TreeRule {
     std::int64_t sinks = 0;  // first tokens, at most a leaf: always read, without a gate
 };
 
+/// errors: ShapeError, when the rule breaks one of its bounds
+void require_tree_rule(const TreeRule& rule);
+
 /// Levels that a document of `len` tokens can have, and the nodes of a level that a query may have
 /// expanded: what is saved of a selection per query.
 std::int64_t tree_levels(const TreeRule& rule, std::int64_t len);
@@ -48,9 +51,11 @@ void tree_attention_forward(const TreeAttentionArgs& args, const Exec& exec);
 /// tokens: with A = d_kappa / M, E = d_nu / M, C = (d_log_M - kappa d_kappa - nu d_nu) / M, each
 /// summed over the nodes above a token,
 ///   d_k_s += sigma_s A;  d_v_s += sigma_s E;  d_gate_s += sigma_s (k_s A + v_s E + C)
-/// The selection is a constant. Writes (not adds). Queries in order, per kv head.
+/// The selection is a constant. d_sink (batch, len, n_heads) Wide is each query's part of the
+/// gradient towards the sink logit, -exp(sink_logit - lse_t) delta_t with delta_t = d_out_t out_t:
+/// whoever sums it over tokens chooses the order. Writes (not adds). Queries in order, per kv head.
 struct TreeAttentionBackwardArgs {
-    TensorView d_q, d_k, d_v, d_gate, d_sink_logit;
+    TensorView d_q, d_k, d_v, d_gate, d_sink;
     ConstTensorView d_out, out, lse, selection, q, k, v, key_begin, gate, sink_logit;
     TreeRule rule;
     double scale = 1.0;

@@ -1,84 +1,187 @@
 #pragma once
-// The tree over the keys of one document and kv head, and the descent of a query through it.
+// The keys and values of one document and kv head as the tree attention reads them: token by token
+// and as a tree of summaries. It grows by tokens; what it holds of the first n tokens does not
+// depend on how many came at once.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
-#include <limits>
-#include <vector>
 
-#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/lane_blocks.h"
 #include "kernels/tree_attention.h"
 
 namespace stoa::cpu {
 
-/// Complete nodes of one level, in order.
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+/// Nodes of one level, in order, complete ones only. Children of one parent (a sibling block) lie
+/// side by side, so that a query's product with a channel covers them all.
 template <class W>
 struct TreeLevel {
     std::int64_t count = 0;
-    std::vector<W> mass, mean_k, mean_v, low, high;  // (count), the others (count, dim)
-    void resize(std::int64_t n, std::int64_t dim) {
-        count = n;
-        mass.assign(static_cast<std::size_t>(n), W{0});
-        for (auto* v : {&mean_k, &mean_v, &low, &high})
-            v->assign(static_cast<std::size_t>(n * dim), W{0});
-    }
+    W* rows = nullptr;    // (blocks, dim, 2, row_lanes): the fanout's largest keys, then its mean
+                          // keys; the same with the least
+    W* mean_v = nullptr;  // (nodes, width)
+    W *mass = nullptr, *log_mass = nullptr;  // (nodes)
 };
+
+constexpr int kMaxTreeLevels = 32;
 
 template <class W>
 struct KeyTree {
-    std::int64_t dim = 0;
-    std::vector<TreeLevel<W>> levels;  // leaves first
+    TreeRule rule;
+    std::int64_t dim = 0, capacity = 0, len = 0, n_levels = 0;
+    std::int64_t width = 0;      // dim in whole lanes
+    std::int64_t row_lanes = 0;  // 2 fanout in whole lanes
+    W* k = nullptr;              // (packs, dim, kLanes): token s is lane s % kLanes of its pack
+    W* v = nullptr;              // (tokens, width)
+    W *gate = nullptr, *sigma = nullptr;                // (tokens) 0 and 1 where there is no gate
+    std::array<TreeLevel<W>, kMaxTreeLevels> levels{};  // leaves first
+
+    const W* pack(std::int64_t i) const { return k + i * dim * kLanes; }
+    std::int64_t block_values() const { return dim * 2 * row_lanes; }
 };
 
-/// token(s) gives {key, value, sigma} of token s of the document, key and value (dim) in W.
-template <class W, class Token>
-void build_leaves(TreeLevel<W>& level, std::int64_t tokens, std::int64_t dim, const TreeRule& rule,
-                  const Token& token) {
-    level.resize(tokens / rule.leaf, dim);
-    for (std::int64_t j = 0; j < level.count; ++j) {
-        W *const k = level.mean_k.data() + j * dim, *const v = level.mean_v.data() + j * dim,
-                 *const low = level.low.data() + j * dim, *const high = level.high.data() + j * dim;
-        W mass = 0;
-        for (std::int64_t i = 0; i < rule.leaf; ++i) {
-            const auto [key, value, sigma] = token(j * rule.leaf + i);
-            mass += sigma;
-            for (std::int64_t c = 0; c < dim; ++c) {
-                const W x = key(c);
-                k[c] += sigma * x;
-                v[c] += sigma * value(c);
-                low[c] = i == 0 || x < low[c] ? x : low[c];
-                high[c] = i == 0 || x > high[c] ? x : high[c];
-            }
+/// A tree for at most `capacity` tokens, without memory.
+template <class W>
+KeyTree<W> make_tree(const TreeRule& rule, std::int64_t dim, std::int64_t capacity) {
+    KeyTree<W> t;
+    t.rule = rule;
+    t.dim = dim;
+    t.capacity = capacity;
+    t.width = round_up(dim, kLanes);
+    t.row_lanes = round_up(2 * rule.fanout, kLanes);
+    t.n_levels = capacity > rule.window ? tree_levels(rule, capacity) : 0;
+    return t;
+}
+
+/// Gives it its parts of `memory`; returns how many values that takes (null: only this). Some 2.4
+/// values per key channel and token with leaves of 16.
+template <class W>
+std::int64_t place_tree(KeyTree<W>& t, W* memory) {
+    std::int64_t used = 0;
+    const auto take = [&](W*& at, std::int64_t n) {
+        at = memory == nullptr ? nullptr : memory + used;
+        used += round_up(n, kLanes);
+    };
+    const std::int64_t tokens = round_up(t.capacity, kLanes);
+    take(t.k, tokens * t.dim);
+    take(t.v, tokens * t.width);
+    take(t.gate, tokens);
+    take(t.sigma, tokens);
+    std::int64_t nodes = t.capacity / t.rule.leaf;
+    for (std::int64_t l = 0; l < t.n_levels; ++l, nodes /= t.rule.fanout) {
+        TreeLevel<W>& level = t.levels[static_cast<std::size_t>(l)];
+        const std::int64_t blocks = (nodes + t.rule.fanout - 1) / t.rule.fanout;
+        take(level.rows, blocks * t.block_values());
+        take(level.mean_v, blocks * t.rule.fanout * t.width);
+        take(level.mass, blocks * t.rule.fanout);
+        take(level.log_mass, blocks * t.rule.fanout);
+    }
+    return used;
+}
+
+/// Token s; gate null: none.
+template <class T, class W>
+void put_token(KeyTree<W>& t, std::int64_t s, const T* k, const T* v, const W* gate) {
+    W* const column = t.k + s / kLanes * t.dim * kLanes + s % kLanes;
+    W* const row = t.v + s * t.width;
+    for (std::int64_t c = 0; c < t.dim; ++c) {
+        column[c * kLanes] = widen(k[c]);
+        row[c] = widen(v[c]);
+    }
+    std::fill(row + t.dim, row + t.width, W{0});
+    const bool gated = gate != nullptr && s >= t.rule.sinks;
+    t.gate[s] = gated ? *gate : W{0};
+    t.sigma[s] = gated ? std::exp(*gate) : W{1};
+}
+
+/// Where channel c of a node begins: its largest key; its mean key, its least, further on.
+template <class W>
+W* node_channel(const KeyTree<W>& t, const TreeLevel<W>& level, std::int64_t node, std::int64_t c) {
+    const std::int64_t f = t.rule.fanout;
+    return level.rows + node / f * t.block_values() + c * 2 * t.row_lanes + node % f;
+}
+template <class W>
+void put_channel(const KeyTree<W>& t, const TreeLevel<W>& level, std::int64_t node, std::int64_t c,
+                 W low, W high, W mean) {
+    W* const at = node_channel(t, level, node, c);
+    at[0] = high;
+    at[t.row_lanes] = low;
+    at[t.rule.fanout] = at[t.row_lanes + t.rule.fanout] = mean;
+}
+
+/// The mean of `count` rows of `width` from their weights and the sum of these.
+template <class W>
+void mean_row(W* mean, const W* rows, const W* weights, std::int64_t count, W mass,
+              std::int64_t width) {
+    std::fill_n(mean, width, W{0});
+    for (std::int64_t i = 0; i < count; ++i)
+        for (std::int64_t c = 0; c < width; ++c)
+            mean[c] = fused(weights[i], rows[i * width + c], mean[c]);
+    for (std::int64_t c = 0; c < width; ++c)
+        mean[c] /= mass;
+}
+template <class W>
+W put_mass(TreeLevel<W>& level, std::int64_t j, const W* weights, std::int64_t count) {
+    W mass = 0;
+    for (std::int64_t i = 0; i < count; ++i)
+        mass += weights[i];
+    level.mass[j] = mass;
+    level.log_mass[j] = std::log(mass);
+    return mass;
+}
+
+/// Leaf j, whose tokens are there.
+template <class W>
+void build_leaf(KeyTree<W>& t, std::int64_t j) {
+    TreeLevel<W>& level = t.levels[0];
+    const std::int64_t begin = j * t.rule.leaf, end = begin + t.rule.leaf;
+    const W mass = put_mass(level, j, t.sigma + begin, t.rule.leaf);
+    mean_row(level.mean_v + j * t.width, t.v + begin * t.width, t.sigma + begin, t.rule.leaf, mass,
+             t.width);
+    for (std::int64_t c = 0; c < t.dim; ++c) {
+        W low{}, high{}, sum = 0;
+        for (std::int64_t s = begin; s < end; ++s) {
+            const W x = t.pack(s / kLanes)[c * kLanes + s % kLanes];
+            low = s == begin || x < low ? x : low;
+            high = s == begin || x > high ? x : high;
+            sum = fused(t.sigma[s], x, sum);
         }
-        level.mass[static_cast<std::size_t>(j)] = mass;
-        for (std::int64_t c = 0; c < dim; ++c)
-            k[c] /= mass, v[c] /= mass;
+        put_channel(t, level, j, c, low, high, sum / mass);
     }
 }
 
+/// Node j of level l > 0, whose children are there.
 template <class W>
-void build_parents(TreeLevel<W>& level, const TreeLevel<W>& below, std::int64_t dim,
-                   std::int64_t fanout) {
-    level.resize(below.count / fanout, dim);
-    for (std::int64_t j = 0; j < level.count; ++j) {
-        W *const k = level.mean_k.data() + j * dim, *const v = level.mean_v.data() + j * dim,
-                 *const low = level.low.data() + j * dim, *const high = level.high.data() + j * dim;
-        W mass = 0;
-        for (std::int64_t i = 0; i < fanout; ++i) {
-            const std::int64_t child = j * fanout + i, at = child * dim;
-            const W m = below.mass[static_cast<std::size_t>(child)];
-            mass += m;
-            for (std::int64_t c = 0; c < dim; ++c) {
-                const auto from = static_cast<std::size_t>(at + c);
-                k[c] += m * below.mean_k[from];
-                v[c] += m * below.mean_v[from];
-                low[c] = i == 0 ? below.low[from] : std::min(low[c], below.low[from]);
-                high[c] = i == 0 ? below.high[from] : std::max(high[c], below.high[from]);
-            }
+void build_parent(KeyTree<W>& t, std::int64_t l, std::int64_t j) {
+    TreeLevel<W>& level = t.levels[static_cast<std::size_t>(l)];
+    const TreeLevel<W>& below = t.levels[static_cast<std::size_t>(l - 1)];
+    const std::int64_t f = t.rule.fanout;
+    const W* const weights = below.mass + j * f;
+    const W mass = put_mass(level, j, weights, f);
+    mean_row(level.mean_v + j * t.width, below.mean_v + j * f * t.width, weights, f, mass, t.width);
+    for (std::int64_t c = 0; c < t.dim; ++c) {
+        const W *const high = node_channel(t, below, j * f, c), *const low = high + t.row_lanes;
+        W least = low[0], largest = high[0], sum = 0;
+        for (std::int64_t i = 0; i < f; ++i) {
+            least = low[i] < least ? low[i] : least;
+            largest = high[i] > largest ? high[i] : largest;
+            sum = fused(weights[i], high[f + i], sum);
         }
-        level.mass[static_cast<std::size_t>(j)] = mass;
-        for (std::int64_t c = 0; c < dim; ++c)
-            k[c] /= mass, v[c] /= mass;
+        put_channel(t, level, j, c, least, largest, sum / mass);
+    }
+}
+
+/// After tokens [len, new_len) are put: the nodes that they complete, leaves first.
+template <class W>
+void complete_nodes(KeyTree<W>& t, std::int64_t new_len) {
+    t.len = new_len;
+    std::int64_t nodes = new_len / t.rule.leaf;
+    for (std::int64_t l = 0; l < t.n_levels; ++l, nodes /= t.rule.fanout) {
+        TreeLevel<W>& level = t.levels[static_cast<std::size_t>(l)];
+        for (; level.count < nodes; ++level.count)
+            l == 0 ? build_leaf(t, level.count) : build_parent(t, l, level.count);
     }
 }
 
@@ -87,115 +190,39 @@ inline std::int64_t far_leaves(const TreeRule& rule, std::int64_t t) {
     return std::max<std::int64_t>(0, t / rule.leaf - rule.window / rule.leaf);
 }
 
-/// Candidates of one level, ascending: children of what is expanded above, then the complete nodes
-/// within the far leaves whose parent is not.
-inline void candidates(std::vector<std::int32_t>& out, const std::int32_t* above,
-                       std::int64_t slots, bool top, std::int64_t far, std::int64_t level,
-                       std::int64_t fanout) {
-    out.clear();
-    for (std::int64_t i = 0; !top && i < slots && above[i] >= 0; ++i)
-        for (std::int64_t c = 0; c < fanout; ++c)
-            out.push_back(static_cast<std::int32_t>(above[i] * fanout + c));
-    std::int64_t width = 1;  // leaves of a node
-    for (std::int64_t l = 0; l < level; ++l)
-        width *= fanout;
-    const std::int64_t first = top ? 0 : far / (width * fanout) * fanout;
-    for (std::int64_t j = first; j < far / width; ++j)
-        out.push_back(static_cast<std::int32_t>(j));
-}
-
-/// The highest level with a complete node within `far` leaves; -1: none.
-inline std::int64_t top_level(std::int64_t far, std::int64_t fanout) {
-    std::int64_t top = -1;
-    for (; far > 0; far /= fanout)
-        ++top;
+/// The highest level with a complete node within `far` leaves, -1: none; and the leaves of a node
+/// of it.
+struct TreeTop {
+    std::int64_t level = -1, span = 0;
+};
+inline TreeTop tree_top(std::int64_t far, std::int64_t fanout) {
+    TreeTop top;
+    for (std::int64_t span = 1; span <= far; span *= fanout)
+        ++top.level, top.span = span;
     return top;
 }
 
-/// scale * sum_c max(q_c low_c, q_c high_c)
-template <class W>
-W upper_bound(const W* q, const TreeLevel<W>& level, std::int64_t node, std::int64_t dim, W scale) {
-    const W *const low = level.low.data() + node * dim, *const high =
-                                                            level.high.data() + node * dim;
-    return scale * lane_sum<W>(dim, [&](std::int64_t c) {
-               const W a = q[c] * low[c], b = q[c] * high[c];
-               return a > b ? a : b;
-           });
-}
-
-/// Working memory of a descent.
-template <class W>
-struct Descent {
-    std::vector<std::int32_t> nodes;
-    std::vector<W> bounds;
-    std::vector<std::pair<W, std::int32_t>> ranked;
+/// Candidates of one level that have one parent: the first `count` children of node `block` of the
+/// level above, complete or not.
+struct SiblingBlock {
+    std::int32_t level, block, count;
 };
-
-/// Fills `selection` (levels, slots) for a query whose group has the rows q (group, dim).
-template <class W>
-void descend(std::int32_t* selection, std::int64_t levels, const KeyTree<W>& tree, const W* q,
-             std::int64_t group, std::int64_t t, const TreeRule& rule, W scale, Descent<W>& d) {
-    const std::int64_t slots = tree_slots(rule), far = far_leaves(rule, t);
-    std::fill_n(selection, levels * slots, std::int32_t{-1});
-    const std::int64_t top = top_level(far, rule.fanout);
-    for (std::int64_t l = top; l >= 0; --l) {
-        std::int32_t* const expanded = selection + l * slots;
-        candidates(d.nodes, expanded + slots, slots, l == top, far, l, rule.fanout);
-        const auto n = std::ssize(d.nodes);
-        d.ranked.clear();
-        for (const std::int32_t node : d.nodes)
-            d.ranked.emplace_back(W{0}, node);
-        d.bounds.resize(static_cast<std::size_t>(n));
-        for (std::int64_t i = 0; i < group; ++i) {
-            W max = std::numeric_limits<W>::lowest();
-            for (std::size_t j = 0; j < d.bounds.size(); ++j) {
-                d.bounds[j] =
-                    upper_bound(q + i * tree.dim, tree.levels[static_cast<std::size_t>(l)],
-                                d.nodes[j], tree.dim, scale);
-                if (d.bounds[j] != d.bounds[j]) d.bounds[j] = -std::numeric_limits<W>::infinity();
-                max = d.bounds[j] > max ? d.bounds[j] : max;
-            }
-            W sum = 0;
-            for (W& b : d.bounds) {
-                if (group > 1) b = std::exp(b - max);
-                sum += b;
-            }
-            for (std::size_t j = 0; j < d.bounds.size(); ++j)
-                d.ranked[j].first += group > 1 ? d.bounds[j] / sum : d.bounds[j];
-        }
-        // The first leaf, and so every node above it, is read whatever its rank.
-        const bool forced = rule.sinks > 0 && n > 0 && d.nodes.front() == 0;
-        const auto begin = d.ranked.begin() + (forced ? 1 : 0);
-        const auto rest = d.ranked.end() - begin;
-        const auto take = std::min<std::ptrdiff_t>(rest, rule.beam);
-        std::partial_sort(begin, begin + take, d.ranked.end(), [](const auto& a, const auto& b) {
-            return a.first > b.first || (a.first == b.first && a.second > b.second);
-        });
-        std::int64_t filled = 0;
-        for (auto it = d.ranked.begin(); it != begin + take; ++it)
-            expanded[filled++] = it->second;
-        std::sort(expanded, expanded + filled);
-    }
-}
-
-/// visit(level, node) for every node that stands for its tokens: the candidates that `selection`
-/// does not expand, from the top level down.
-template <class Visit>
-void for_each_summary(const std::int32_t* selection, std::int64_t t, const TreeRule& rule,
-                      std::vector<std::int32_t>& nodes, const Visit& visit) {
-    const std::int64_t slots = tree_slots(rule), far = far_leaves(rule, t);
-    const std::int64_t top = top_level(far, rule.fanout);
-    for (std::int64_t l = top; l >= 0; --l) {
-        const std::int32_t* const expanded = selection + l * slots;
-        candidates(nodes, expanded + slots, slots, l == top, far, l, rule.fanout);
-        const std::int32_t* next = expanded;  // both ascend
-        for (const std::int32_t node : nodes) {
-            if (next < expanded + slots && *next == node)
-                ++next;
-            else
-                visit(l, node);
-        }
-    }
+/// Writes the candidates of a level whose nodes span `span` leaves, ascending: the children of what
+/// is expanded above (null at the top), then the complete nodes within the far leaves whose parent
+/// is not. At most slots + 1 blocks; returns how many.
+inline std::int64_t list_candidates(SiblingBlock* out, const std::int32_t* above,
+                                    std::int64_t slots, std::int64_t level, std::int64_t span,
+                                    std::int64_t far, std::int64_t fanout) {
+    std::int64_t n = 0;
+    const auto add = [&](std::int64_t block, std::int64_t count) {
+        out[n++] = {static_cast<std::int32_t>(level), static_cast<std::int32_t>(block),
+                    static_cast<std::int32_t>(count)};
+    };
+    for (std::int64_t i = 0; above != nullptr && i < slots && above[i] >= 0; ++i)
+        add(above[i], fanout);
+    const std::int64_t edge = far / span % fanout;
+    if (edge > 0) add(far / span / fanout, edge);
+    return n;
 }
 
 }  // namespace stoa::cpu

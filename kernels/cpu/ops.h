@@ -13,6 +13,7 @@
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
 #include "kernels/tree_attention.h"
+#include "kernels/tree_cache.h"
 
 namespace stoa::cpu {
 
@@ -28,6 +29,11 @@ void importance_attention_forward(const ImportanceAttentionArgs& args);
 void importance_attention_backward(const ImportanceAttentionBackwardArgs& args);
 void tree_attention_forward(const TreeAttentionArgs& args);
 void tree_attention_backward(const TreeAttentionBackwardArgs& args);
+std::int64_t tree_cache_values(const TreeRule& rule, std::int64_t head_dim, std::int64_t capacity,
+                               DType dtype);
+void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTensorView& v,
+                       const ConstTensorView& gate);
+void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args);
 void swiglu_forward(const SwigluArgs& args);
 void swiglu_backward(const SwigluBackwardArgs& args);
 void embedding_forward(const EmbeddingArgs& args);

@@ -1,0 +1,276 @@
+// A chunk of queries in four passes: the descent of each through the tree; the tokens of selected
+// leaves, leaf by leaf, so that a leaf comes to the cache once for all its queries; the softmax
+// with the local range and the summaries; the values of selected leaves, leaf by leaf again.
+#include "kernels/cpu/tree_attend.h"
+
+#include <limits>
+
+#include "kernels/cpu/fast_exp.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/node_lists.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/tree_select.h"
+
+namespace stoa::cpu {
+namespace {
+
+/// Working memory of a chunk. The logits of a query and head, later its weights: of its
+/// candidates, level by level from the top; of its leaves, slot by slot, in the lanes of their
+/// packs; of its local range.
+template <class W>
+struct Work {
+    std::int64_t slots, max_blocks, max_nodes, leaf_packs;
+    SiblingBlock* blocks;                         // (count, max_blocks)
+    std::int32_t *n_blocks, *n_nodes, *n_leaves;  // (count)
+    W *node_z, *leaf_z;    // (count, group, max_nodes), (count, group, slots, leaf lanes)
+    W* local_z;            // of one query and head
+    std::int32_t* offset;  // (dim) of a pack's channels
+    SelectedLeaves leaves;
+    std::int64_t leaf_lanes() const { return leaf_packs * kLanes; }
+};
+struct BlocksTag;
+struct CountsTag;
+struct NodeTag;
+struct LeafTag;
+struct LocalTag;
+struct OffsetTag;
+struct EntryTag;
+
+/// Packs that a leaf can touch.
+std::int64_t packs_of_leaf(std::int64_t leaf) {
+    if (leaf % kLanes == 0) return leaf / kLanes;
+    return kLanes % leaf == 0 ? 1 : (leaf + kLanes - 2) / kLanes + 1;
+}
+
+template <class W>
+Work<W> place_work(const KeyTree<W>& tree, const TreeQueries<W>& b) {
+    const TreeRule& rule = tree.rule;
+    const std::int64_t far = far_leaves(rule, b.begin + b.count - 1);
+    const std::int64_t levels = tree_top(far, rule.fanout).level + 1;
+    const std::int64_t slots = tree_slots(rule), max_blocks = levels * (slots + 1),
+                       max_nodes = max_blocks * rule.fanout, leaf_packs = packs_of_leaf(rule.leaf);
+    const std::int64_t heads = b.count * b.group;
+    auto* const counts = scratch<CountsTag, std::int32_t>(3 * b.count);
+    auto* const offset = scratch<OffsetTag, std::int32_t>(tree.dim);
+    for (std::int64_t c = 0; c < tree.dim; ++c)
+        offset[c] = static_cast<std::int32_t>(c * kLanes);
+    return {slots,
+            max_blocks,
+            max_nodes,
+            leaf_packs,
+            scratch<BlocksTag, SiblingBlock>(b.count * max_blocks),
+            counts,
+            counts + b.count,
+            counts + 2 * b.count,
+            scratch<NodeTag, W>(heads * max_nodes),
+            scratch<LeafTag, W>(heads * slots * leaf_packs * kLanes),
+            scratch<LocalTag, W>(round_up(rule.window + rule.leaf + kLanes, kLanes) + kLanes),
+            offset,
+            {b.selection, b.count, b.levels * slots, slots, 0,
+             scratch<EntryTag, std::int32_t>(b.count * slots)}};
+}
+
+constexpr std::int64_t kBatch = 32;  // rows that meet a leaf at a time
+
+/// Calls fn(n, rows) for batches of the (query, head) rows of entries [first, last): row and leaf
+/// logits of each.
+template <class W, class Fn>
+void in_batches(const Work<W>& w, std::int64_t group, std::int64_t first, std::int64_t last,
+                const Fn& fn) {
+    std::int64_t row[kBatch];
+    W* z[kBatch];
+    std::int64_t n = 0;
+    for (std::int64_t i = first; i < last; ++i)
+        for (std::int64_t g = 0; g < group; ++g) {
+            const std::int32_t entry = w.leaves.entry[i];
+            row[n] = entry / w.slots * group + g;
+            z[n] = w.leaf_z + (row[n] * w.slots + entry % w.slots) * w.leaf_lanes();
+            ++n;
+            if (n == kBatch) fn(n, row, z), n = 0;
+        }
+    if (n > 0) fn(n, row, z);
+}
+
+template <class W>
+void leaf_logits(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w) {
+    for_each_leaf(w.leaves, [&](std::int64_t leaf, std::int64_t first, std::int64_t last) {
+        const std::int64_t begin = leaf * tree.rule.leaf, end = begin + tree.rule.leaf;
+        const std::int64_t first_pack = begin / kLanes, packs = (end - 1) / kLanes + 1 - first_pack;
+        in_batches(w, b.group, first, last, [&](std::int64_t n, const std::int64_t* row, W** z) {
+            const W* q[kBatch];
+            W* out[kBatch];
+            for (std::int64_t i = 0; i < n; ++i)
+                q[i] = b.q + row[i] * tree.width;
+            for (std::int64_t p = 0; p < w.leaf_packs; ++p) {
+                for (std::int64_t i = 0; i < n; ++i)
+                    out[i] = z[i] + p * kLanes;
+                // Lanes [low, high) of this pack belong to the leaf.
+                const std::int64_t token = (first_pack + p) * kLanes;
+                const auto low = static_cast<int>(std::max<std::int64_t>(0, begin - token)),
+                           high = static_cast<int>(std::min<std::int64_t>(kLanes, end - token));
+                const bool any = p < packs;
+                if (any) row_dots<kLanes>(out, q, n, tree.dim, tree.pack(first_pack + p));
+                const W* const gate = tree.gate + (any ? token : 0);
+                for (std::int64_t i = 0; i < n; ++i)
+                    for (int l = 0; l < kLanes; ++l) {
+                        const W x = b.scale * out[i][l] + gate[l];
+                        out[i][l] = l >= low && l < high ? x : -std::numeric_limits<W>::infinity();
+                    }
+            }
+        });
+    });
+}
+
+template <class W>
+void leaf_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w) {
+    for_each_leaf(w.leaves, [&](std::int64_t leaf, std::int64_t first, std::int64_t last) {
+        const std::int64_t begin = leaf * tree.rule.leaf;
+        in_batches(w, b.group, first, last, [&](std::int64_t n, const std::int64_t* row, W** z) {
+            W* out[kBatch];
+            for (std::int64_t i = 0; i < n; ++i) {
+                out[i] = b.out + row[i] * tree.width;
+                z[i] += begin % kLanes;
+            }
+            add_rows(out, z, n, tree.v + begin * tree.width, tree.rule.leaf, tree.width);
+        });
+    });
+}
+
+/// Logits of the local range in the lanes of its packs; returns how many lanes.
+template <class W>
+std::int64_t local_logits(W* z, const KeyTree<W>& tree, const W* q, std::int64_t t,
+                          const Work<W>& w, W scale) {
+    const TreeRule& rule = tree.rule;
+    const std::int64_t first = far_leaves(rule, t) * rule.leaf, first_pack = first / kLanes,
+                       packs = t / kLanes + 1 - first_pack;
+    for (std::int64_t p = 0; p < packs; p += kBatch) {
+        const W* pack[kBatch];
+        const std::int64_t n = std::min(kBatch, packs - p);
+        for (std::int64_t i = 0; i < n; ++i)
+            pack[i] = tree.pack(first_pack + p + i);
+        block_dots<kLanes>(z + p * kLanes, q, w.offset, tree.dim, pack, n);
+    }
+    const W inverse = W{1} / static_cast<W>(rule.window);
+    const std::int64_t token = first_pack * kLanes;
+    const W* const gate = tree.gate + token;
+    const auto age = static_cast<std::int32_t>(t - token),
+               oldest = static_cast<std::int32_t>(t - first);
+    for (std::int32_t l = 0; l < packs * kLanes; ++l) {
+        const W x = static_cast<W>(age - l) * inverse, ramp = x < W{1} ? x : W{1};
+        const W logit = scale * z[l] + ramp * gate[l];
+        z[l] = l <= age && age - l <= oldest ? logit : -std::numeric_limits<W>::infinity();
+    }
+    return packs * kLanes;
+}
+
+/// The softmax of query r and head g; its output gets the values of its local range and summaries.
+/// Returns 1 / sum.
+template <class W>
+W near_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w, std::int64_t r,
+              std::int64_t g, RowRun<W>* runs) {
+    const std::int64_t row = r * b.group + g, t = b.begin + r, nodes = w.n_nodes[r];
+    W* const local = w.local_z;
+    W* node = w.node_z + row * w.max_nodes;
+    W* const leaf = w.leaf_z + row * w.slots * w.leaf_lanes();
+    const std::int64_t near = local_logits(local, tree, b.q + row * tree.width, t, w, b.scale),
+                       far = w.n_leaves[r] * w.leaf_lanes();
+    // A query always sees itself, so the maximum is finite.
+    const W sink = b.sink[g];
+    W max = lane_max<W>(near, sink, [&](std::int64_t j) { return local[j]; });
+    max = lane_max<W>(nodes, max, [&](std::int64_t j) { return node[j]; });
+    max = lane_max<W>(far, max, [&](std::int64_t j) { return leaf[j]; });
+    W sum = std::exp(sink - max);
+    const auto weights = [&](W* z, std::int64_t n) {
+        for (std::int64_t j = 0; j < n; ++j)
+            z[j] = fast_exp(z[j] - max);
+        sum += lane_sum<W>(n, [&](std::int64_t j) { return z[j]; });
+    };
+    weights(local, near);
+    weights(node, nodes);
+    weights(leaf, far);
+    b.lse[row] = max + std::log(sum);
+    const std::int64_t first = far_leaves(tree.rule, t) * tree.rule.leaf;
+    std::int64_t n = 0;
+    runs[n++] = {tree.v + first * tree.width, local + first % kLanes, t + 1 - first};
+    for (std::int64_t i = 0; i < w.n_blocks[r]; ++i) {
+        const SiblingBlock& block = w.blocks[r * w.max_blocks + i];
+        const TreeLevel<W>& level = tree.levels[static_cast<std::size_t>(block.level)];
+        runs[n++] = {level.mean_v + block.block * tree.rule.fanout * tree.width, node, block.count};
+        node += block.count;
+    }
+    std::fill_n(b.out + row * tree.width, tree.width, W{0});
+    add_runs(b.out + row * tree.width, runs, n, tree.width);
+    return W{1} / sum;
+}
+
+template <class W>
+Descent<W> place_descent(const KeyTree<W>& tree, std::int64_t group) {
+    struct OffsetsTag;
+    struct BlockTag;
+    struct DotsTag;
+    struct BoundTag;
+    struct BestTag;
+    const std::int64_t blocks = tree_slots(tree.rule) + 1, nodes = blocks * tree.rule.fanout;
+    W* const bound = scratch<BoundTag, W>(2 * nodes);
+    return {scratch<OffsetsTag, std::int32_t>(group * tree.dim),
+            scratch<BlockTag, const W*>(blocks * tree.row_lanes / kLanes),
+            scratch<DotsTag, W>(group * blocks * tree.row_lanes),
+            bound,
+            bound + nodes,
+            scratch<BestTag, std::pair<W, std::int32_t>>(nodes)};
+}
+
+}  // namespace
+
+template <class W>
+void tree_attend(const KeyTree<W>& tree, const TreeQueries<W>& b) {
+    struct RunsTag;
+    struct InverseTag;
+    struct LeafBeginTag;
+    Work<W> w = place_work(tree, b);
+    const Descent<W> d = place_descent(tree, b.group);
+    RowRun<W>* const runs = scratch<RunsTag, RowRun<W>>(w.max_blocks + 1);
+    W* const inverse = scratch<InverseTag, W>(b.count * b.group);
+    vectorised([&] {
+        for (std::int64_t r = 0; r < b.count; ++r) {
+            SiblingBlock* const blocks = w.blocks + r * w.max_blocks;
+            w.n_blocks[r] = static_cast<std::int32_t>(
+                descend(tree, b, r, d, blocks, w.node_z + r * b.group * w.max_nodes, w.max_nodes));
+            w.n_nodes[r] = w.n_leaves[r] = 0;
+            for (std::int64_t i = 0; i < w.n_blocks[r]; ++i)
+                w.n_nodes[r] += blocks[i].count;
+            while (w.n_leaves[r] < w.slots &&
+                   b.selection[r * b.levels * w.slots + w.n_leaves[r]] >= 0)
+                ++w.n_leaves[r];
+        }
+    });
+    const std::int64_t far = far_leaves(tree.rule, b.begin + b.count - 1);
+    order_leaves(w.leaves, scratch<LeafBeginTag, std::int64_t>(far + 1), far);
+    vectorised([&] { leaf_logits(tree, b, w); });
+    vectorised([&] {
+        for (std::int64_t r = 0; r < b.count; ++r)
+            for (std::int64_t g = 0; g < b.group; ++g)
+                inverse[r * b.group + g] = near_values(tree, b, w, r, g, runs);
+    });
+    vectorised([&] {
+        leaf_values(tree, b, w);
+        for (std::int64_t row = 0; row < b.count * b.group; ++row)
+            for (std::int64_t c = 0; c < tree.width; ++c)
+                b.out[row * tree.width + c] *= inverse[row];
+    });
+}
+template void tree_attend(const KeyTree<float>&, const TreeQueries<float>&);
+template void tree_attend(const KeyTree<double>&, const TreeQueries<double>&);
+
+std::int64_t tree_chunk(const TreeRule& rule, std::int64_t len, std::int64_t group,
+                        std::int64_t dim) {
+    const std::int64_t levels = tree_levels(rule, len), slots = tree_slots(rule);
+    const std::int64_t values =
+        levels * (slots + 1) * rule.fanout + slots * packs_of_leaf(rule.leaf) * kLanes + 2 * dim;
+    constexpr std::int64_t kValues = 1 << 21, kLeast = 64, kMost = 4096;
+    // A leaf is met some 4 times where all are selected alike.
+    const std::int64_t wanted = std::min(kMost, len / rule.leaf * 4 / slots);
+    return std::max(kLeast, std::min(wanted, kValues / (values * group)));
+}
+
+}  // namespace stoa::cpu

@@ -1,0 +1,164 @@
+// The backward over a batch: a wave of documents at a time, in phases that the threads divide.
+#include <cmath>
+#include <numeric>
+
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/tree_attend.h"
+#include "kernels/cpu/tree_backward.h"
+#include "kernels/cpu/tree_documents.h"
+
+namespace stoa::cpu {
+namespace {
+
+using Args = TreeAttentionBackwardArgs;
+
+HeadRows rows_of(const ConstTensorView& t, const TreeSizes& n, const Document& doc) {
+    const std::int64_t first =
+        ((doc.batch * n.len + doc.begin) * n.n_heads + doc.kv_head * n.group()) * n.dim;
+    return {t.data + first * size_of(t.dtype), t.dtype, n.n_heads * n.dim, n.dim};
+}
+
+template <class W>
+TreeBackward<W> make_backward(const Args& a, const TreeSizes& n, const Document& doc) {
+    TreeBackward<W> b;
+    b.tree = make_tree<W>(a.rule, n.dim, doc.len);
+    b.group = n.group();
+    b.levels = n.levels;
+    b.slots = n.slots;
+    b.scale = static_cast<W>(a.scale);
+    b.q = rows_of(a.q, n, doc);
+    b.d_out = rows_of(a.d_out, n, doc);
+    b.selection =
+        a.selection.as<std::int32_t>().data() +
+        ((doc.batch * n.n_kv_heads + doc.kv_head) * n.len + doc.begin) * n.levels * n.slots;
+    return b;
+}
+
+/// lse and delta of tokens [begin, end) side by side; d_sink.
+template <class T, class W = Wide<T>>
+void lay_out_queries(const Args& a, const TreeSizes& n, const Document& doc,
+                     const TreeBackward<W>& b, std::int64_t begin, std::int64_t end) {
+    vectorised([&] {
+        for (std::int64_t t = begin; t < end; ++t)
+            for (std::int64_t g = 0; g < b.group; ++g) {
+                const std::int64_t h = doc.kv_head * b.group + g, row = doc.begin + t;
+                const T *const x = head_row<T>(a.d_out, doc.batch, h, row), *const y = head_row<T>(
+                                                                                a.out, doc.batch, h,
+                                                                                row);
+                const W delta = lane_sum<W>(
+                    n.dim, [&](std::int64_t c) { return W{widen(x[c])} * W{widen(y[c])}; });
+                const W lse = a.lse.as<W>()[static_cast<std::size_t>(
+                    (doc.batch * n.n_heads + h) * n.len + row)];
+                b.lse[t * b.group + g] = lse;
+                b.delta[t * b.group + g] = delta;
+                if (!a.d_sink.empty())
+                    a.d_sink.as<W>()[static_cast<std::size_t>(
+                        (doc.batch * n.len + row) * n.n_heads + h)] =
+                        -std::exp(a.sink_logit.as<W>()[static_cast<std::size_t>(h)] - lse) * delta;
+            }
+    });
+}
+
+template <class T, class W = Wide<T>>
+void store_query_gradients(const Args& a, const Document& doc, const TreeBackward<W>& b,
+                           const Piece& piece) {
+    struct DQTag;
+    const std::int64_t count = piece.end - piece.begin;
+    W* const d_q = scratch<DQTag, W>(count * b.group * b.tree.width);
+    query_gradients(b, piece.begin, count, d_q);
+    vectorised([&] {
+        for (std::int64_t row = 0; row < count * b.group; ++row)
+            narrow_row(head_row<T>(a.d_q, doc.batch, doc.kv_head * b.group + row % b.group,
+                                   doc.begin + piece.begin + row / b.group),
+                       d_q + row * b.tree.width, b.tree.dim);
+    });
+}
+
+template <class T, class W = Wide<T>>
+void store_token_gradients(const Args& a, const TreeSizes& n, const Document& doc,
+                           const TreeBackward<W>& b, const Piece& piece) {
+    struct SumsTag;
+    const std::int64_t tokens = round_up(piece.end - piece.begin, kLanes);
+    W* const d_k = scratch<SumsTag, W>(tokens * (2 * b.tree.width + 1));
+    W *const d_v = d_k + tokens * b.tree.width, *const d_gate = d_v + tokens * b.tree.width;
+    token_gradients(b, piece.begin, piece.end, d_k, d_v, d_gate);
+    vectorised([&] {
+        for (std::int64_t s = piece.begin; s < piece.end; ++s) {
+            const std::int64_t row = (s - piece.begin) * b.tree.width;
+            narrow_row(head_row<T>(a.d_k, doc.batch, doc.kv_head, doc.begin + s), d_k + row, n.dim);
+            narrow_row(head_row<T>(a.d_v, doc.batch, doc.kv_head, doc.begin + s), d_v + row, n.dim);
+        }
+    });
+    if (a.d_gate.empty()) return;
+    W* const to =
+        a.d_gate.as<W>().data() + (doc.batch * n.len + doc.begin) * n.n_kv_heads + doc.kv_head;
+    for (std::int64_t s = piece.begin; s < piece.end; ++s)
+        to[s * n.n_kv_heads] = s < a.rule.sinks ? W{0} : d_gate[s - piece.begin];
+}
+
+template <class T, class W = Wide<T>>
+void backward_wave(const Args& a, const TreeSizes& n, std::span<const Document> docs) {
+    struct ValuesTag;
+    struct WordsTag;
+    std::vector<TreeBackward<W>> all;
+    BackwardMemory need;
+    for (const Document& doc : docs) {
+        all.push_back(make_backward<W>(a, n, doc));
+        const BackwardMemory own = place_backward<W>(all.back(), nullptr, nullptr);
+        need.values += own.values, need.words += own.words;
+    }
+    W* values = scratch<ValuesTag, W>(need.values);
+    auto* words = scratch<WordsTag, std::int64_t>(need.words);
+    std::vector<KeyTree<W>> trees;
+    for (TreeBackward<W>& b : all) {
+        const BackwardMemory own = place_backward(b, values, words);
+        values += own.values, words += own.words;
+        trees.push_back(b.tree);
+    }
+    plant_trees<T>(std::span(trees), docs, a, n);
+    for (std::size_t i = 0; i < all.size(); ++i)
+        all[i].tree = trees[i];
+
+    const auto pieces = [&](const auto& count, const auto& step) {
+        return pieces_of(docs.size(), count, step);
+    };
+    const auto len = [&](std::size_t i) { return docs[i].len; };
+    const auto fixed = [](std::int64_t step) { return [step](std::size_t) { return step; }; };
+    const auto blocks = [&](std::size_t i) { return count_blocks(all[i]); };
+    for_each_piece(pieces(len, fixed(2048)), [&](const Piece& p) {
+        lay_out_tokens(all[p.doc], p.begin, p.end);
+        lay_out_queries<T>(a, n, docs[p.doc], all[p.doc], p.begin, p.end);
+    });
+    for_each_piece(pieces(blocks, fixed(16)), [&](const Piece& p) {
+        for (std::int64_t i = p.begin; i < p.end; ++i)
+            lay_out_block(all[p.doc], block_at(all[p.doc], i));
+    });
+    for_each_piece(pieces([&](std::size_t i) { return all[i].tree.n_levels; }, fixed(1)),
+                   [&](const Piece& p) { list_queries(all[p.doc], p.begin); });
+    for_each_piece(pieces(blocks, fixed(1)), [&](const Piece& p) {
+        block_gradients(all[p.doc], block_at(all[p.doc], p.begin));
+    });
+    parallel_for(std::ssize(all), 1, [&](std::int64_t i, std::int64_t last) {
+        for (; i < last; ++i)
+            push_down(all[static_cast<std::size_t>(i)]);
+    });
+    for_each_piece(
+        pieces(len, fixed(std::lcm(a.rule.leaf, std::int64_t{kLanes}))),
+        [&](const Piece& p) { store_token_gradients<T>(a, n, docs[p.doc], all[p.doc], p); });
+    for_each_piece(
+        pieces(len,
+               [&](std::size_t i) { return tree_chunk(a.rule, docs[i].len, n.group(), n.dim); }),
+        [&](const Piece& p) { store_query_gradients<T>(a, docs[p.doc], all[p.doc], p); });
+}
+
+}  // namespace
+
+void tree_attention_backward(const Args& a) {
+    dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
+        const TreeSizes n = tree_sizes(a);
+        for_each_wave(documents(a, n),
+                      [&](std::span<const Document> docs) { backward_wave<T>(a, n, docs); });
+    });
+}
+
+}  // namespace stoa::cpu

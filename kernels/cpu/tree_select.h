@@ -1,0 +1,142 @@
+#pragma once
+// The descent of one query through a key tree.
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "kernels/cpu/fast_exp.h"
+#include "kernels/cpu/key_tree.h"
+#include "kernels/cpu/tree_attend.h"
+
+namespace stoa::cpu {
+
+/// Working memory of a descent, for candidates of one level.
+template <class W>
+struct Descent {
+    std::int32_t* offset;     // (group, dim): a channel's largest or least, by the sign of q
+    const W** block;          // (blocks, row_lanes / kLanes)
+    W *dots, *bound, *score;  // (group, blocks, row_lanes), (nodes), (nodes)
+    std::pair<W, std::int32_t>* best;  // (nodes)
+};
+
+/// Positions of the `take` largest of n scores, the later one among equals, ascending.
+template <class W>
+std::int64_t best_positions(std::pair<W, std::int32_t>* best, const W* score, std::int64_t n,
+                            std::int64_t take) {
+    take = std::min(take, n);
+    constexpr std::int64_t kInsert = 32;  // beyond, inserting costs more than a selection
+    const auto before = [](const auto& a, const auto& b) {
+        return a.first > b.first || (a.first == b.first && a.second > b.second);
+    };
+    if (take < n && take <= kInsert) {
+        std::int64_t filled = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+            if (filled == take && score[j] < best[take - 1].first) continue;
+            std::int64_t at = filled < take ? filled++ : take - 1;
+            for (; at > 0 && best[at - 1].first <= score[j]; --at)
+                best[at] = best[at - 1];
+            best[at] = {score[j], static_cast<std::int32_t>(j)};
+        }
+    } else {
+        for (std::int64_t j = 0; j < n; ++j)
+            best[j] = {score[j], static_cast<std::int32_t>(j)};
+        if (take < n) std::nth_element(best, best + take, best + n, before);
+    }
+    std::sort(best, best + take, [](const auto& a, const auto& b) { return a.second < b.second; });
+    return take;
+}
+
+/// score[j] of n candidates from their bounds, the query heads' together: with one head the bound
+/// itself, else the sum over the heads of the softmax of theirs. A NaN bound counts as -infinity.
+template <class W>
+void rank_candidates(W* score, W* bound, const W* dots, const KeyTree<W>& tree,
+                     const SiblingBlock* blocks, std::int64_t n_blocks, std::int64_t n,
+                     std::int64_t group, W scale) {
+    for (std::int64_t g = 0; g < group; ++g) {
+        W* const to = group == 1 ? score : bound;
+        W* at = to;
+        for (std::int64_t i = 0; i < n_blocks; ++i, dots += tree.row_lanes)
+            for (std::int64_t j = 0; j < blocks[i].count; ++j) {
+                const W x = scale * dots[j];
+                *at++ = x == x ? x : -std::numeric_limits<W>::infinity();
+            }
+        if (group == 1) return;
+        const W max = lane_max<W>(n, std::numeric_limits<W>::lowest(),
+                                  [&](std::int64_t j) { return bound[j]; });
+        for (std::int64_t j = 0; j < n; ++j)
+            bound[j] = fast_exp(bound[j] - max);
+        const W inverse = W{1} / lane_sum<W>(n, [&](std::int64_t j) { return bound[j]; });
+        for (std::int64_t j = 0; j < n; ++j) {
+            const W share = bound[j] * inverse;
+            score[j] = (g == 0 ? W{0} : score[j]) + (share == share ? share : W{0});
+        }
+    }
+}
+
+/// Selects for query r: fills its selection, its blocks of candidates from the top level down, and
+/// the logits of those that stand for their tokens (-infinity: it is expanded). Returns how many
+/// blocks. node_z is `z_ld` apart for the heads.
+template <class W>
+std::int64_t descend(const KeyTree<W>& tree, const TreeQueries<W>& b, std::int64_t r,
+                     const Descent<W>& d, SiblingBlock* blocks, W* node_z, std::int64_t z_ld) {
+    const TreeRule& rule = tree.rule;
+    const std::int64_t slots = tree_slots(rule), far = far_leaves(rule, b.begin + r),
+                       f = rule.fanout, units = tree.row_lanes / kLanes;
+    std::int32_t* const selection = b.selection + r * b.levels * slots;
+    std::fill_n(selection, b.levels * slots, std::int32_t{-1});
+    for (std::int64_t g = 0; g < b.group; ++g) {
+        const W* const q = b.q + (r * b.group + g) * tree.width;
+        for (std::int64_t c = 0; c < tree.dim; ++c)
+            d.offset[g * tree.dim + c] =
+                static_cast<std::int32_t>((2 * c + (q[c] < 0 ? 1 : 0)) * tree.row_lanes);
+    }
+    const SiblingBlock* const first = blocks;
+    TreeTop top = tree_top(far, f);
+    for (std::int64_t l = top.level, span = top.span; l >= 0; --l, span /= f) {
+        const TreeLevel<W>& level = tree.levels[static_cast<std::size_t>(l)];
+        std::int32_t* const expanded = selection + l * slots;
+        const std::int64_t n_blocks = list_candidates(
+            blocks, l == top.level ? nullptr : expanded + slots, slots, l, span, far, f);
+        std::int64_t n = 0;
+        for (std::int64_t i = 0; i < n_blocks; ++i) {
+            n += blocks[i].count;
+            for (std::int64_t u = 0; u < units; ++u)
+                d.block[i * units + u] =
+                    level.rows + blocks[i].block * tree.block_values() + u * kLanes;
+        }
+        for (std::int64_t g = 0; g < b.group; ++g) {
+            W* const dots = d.dots + g * n_blocks * tree.row_lanes;
+            block_dots<kLanes>(dots, b.q + (r * b.group + g) * tree.width, d.offset + g * tree.dim,
+                               tree.dim, d.block, n_blocks * units);
+            W* z = node_z + g * z_ld;
+            for (std::int64_t i = 0; i < n_blocks; ++i) {
+                const W *const mean = dots + i * tree.row_lanes + f, *const log_mass =
+                                                                         level.log_mass +
+                                                                         blocks[i].block * f;
+                for (std::int64_t j = 0; j < blocks[i].count; ++j)
+                    z[j] = b.scale * mean[j] + log_mass[j];
+                z += blocks[i].count;
+            }
+        }
+        rank_candidates(d.score, d.bound, d.dots, tree, blocks, n_blocks, n, b.group, b.scale);
+        // The first leaf, and so every node above it, is read whatever its rank.
+        const std::int64_t forced = rule.sinks > 0 && n > 0 && blocks[0].block == 0 ? 1 : 0;
+        const std::int64_t taken = best_positions(d.best, d.score + forced, n - forced, rule.beam);
+        const auto expand = [&](std::int64_t slot, std::int64_t position) {
+            std::int64_t in_block = position, i = 0;
+            for (; in_block >= f; in_block -= f)
+                ++i;
+            expanded[slot] = static_cast<std::int32_t>(blocks[i].block * f + in_block);
+            for (std::int64_t g = 0; g < b.group; ++g)
+                node_z[g * z_ld + position] = -std::numeric_limits<W>::infinity();
+        };
+        if (forced > 0) expand(0, 0);
+        for (std::int64_t i = 0; i < taken; ++i)
+            expand(forced + i, d.best[i].second + forced);
+        node_z += n;
+        blocks += n_blocks;
+    }
+    return blocks - first;
+}
+
+}  // namespace stoa::cpu

@@ -1,0 +1,43 @@
+#pragma once
+#include "kernels/core/buffer.h"
+#include "kernels/core/exec.h"
+#include "kernels/tree_attention.h"
+
+namespace stoa {
+
+/// The keys, values and gates of one sequence, for all kv heads of a layer, and the tree over them:
+/// what decoding and chunked prefill keep. It gives a query the bits that tree_attention_forward
+/// gives it, however the tokens came. A token costs O(head_dim) to append, a query
+/// O(head_dim (window + leaf beam + fanout beam log len)) to answer.
+struct TreeCache {
+    TreeRule rule;
+    std::int64_t n_kv_heads = 0, head_dim = 0, capacity = 0, len = 0;
+    DType dtype = DType::fp32;  // of q, k, v and out; what is kept is Wide
+    Buffer memory;
+};
+
+/// Some 2.4 Wide values per token, kv head and channel with leaves of 16.
+std::int64_t tree_cache_bytes(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
+                              std::int64_t capacity, DType dtype);
+/// errors: ShapeError, MemoryError
+TreeCache make_tree_cache(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
+                          std::int64_t capacity, DType dtype);
+
+/// Adds tokens behind those that are there.
+/// shapes: k, v (tokens, n_kv_heads, head_dim); gate (tokens, n_kv_heads) or absent
+/// dtype:  k, v the cache's; gate Wide     errors: ShapeError, also when the capacity is exceeded
+void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTensorView& v,
+                       const ConstTensorView& gate, const Exec& exec);
+
+/// Queries of tokens [begin, begin + tokens), which have been appended.
+/// shapes: q, out (tokens, n_heads, head_dim); sink_logit (n_heads) or absent
+/// dtype:  q, out the cache's; sink_logit Wide     comm: none     errors: ShapeError
+struct TreeCacheAttendArgs {
+    TensorView out;
+    ConstTensorView q, sink_logit;
+    std::int64_t begin = 0;
+    double scale = 1.0;
+};
+void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, const Exec& exec);
+
+}  // namespace stoa
