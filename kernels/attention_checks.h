@@ -1,6 +1,7 @@
 #pragma once
 // Rules that the sparse attentions share.
 #include "kernels/core/tensor_view.h"
+#include "kernels/importance_attention.h"
 
 namespace stoa {
 
@@ -18,6 +19,12 @@ inline void require_documents(const ConstTensorView& key_begin, std::int64_t bat
     }
 }
 
+inline void require_rule(const KeyRule& rule) {
+    require(rule.window >= 1, "importance_attention: window", ">= 1", std::to_string(rule.window));
+    require(rule.sinks >= 0, "importance_attention: sinks", ">= 0", std::to_string(rule.sinks));
+    require(rule.keep >= 0, "importance_attention: keep", ">= 0", std::to_string(rule.keep));
+}
+
 /// A gradient is given where its input is, in its shape and dtype.
 inline void require_like(const ConstTensorView& gradient, const ConstTensorView& of,
                          const char* name) {
@@ -25,6 +32,16 @@ inline void require_like(const ConstTensorView& gradient, const ConstTensorView&
     if (of.empty()) return;
     require_shape(gradient, of.shape, name);
     require_dtype(gradient, of.dtype, name);
+}
+
+/// The gradient towards a head's sink_logit, query by query: given where sink_logit is.
+inline void require_sink_gradient(const ConstTensorView& d_sink, const ConstTensorView& sink_logit,
+                                  const ConstTensorView& q, const char* name) {
+    require(d_sink.empty() == sink_logit.empty(), name, "given where sink_logit is",
+            d_sink.shape.str());
+    if (sink_logit.empty()) return;
+    require_shape(d_sink, {q.shape[0], q.shape[1], q.shape[2]}, name);
+    require_dtype(d_sink, sink_logit.dtype, name);
 }
 
 }  // namespace stoa

@@ -6,31 +6,25 @@
 namespace stoa {
 namespace {
 
-void require_rule(const KeyRule& rule) {
-    require(rule.window >= 1, "importance_attention: window", ">= 1", std::to_string(rule.window));
-    require(rule.sinks >= 0, "importance_attention: sinks", ">= 0", std::to_string(rule.sinks));
-    require(rule.keep >= 0, "importance_attention: keep", ">= 0", std::to_string(rule.keep));
-}
-
 /// The rules that forward and backward share.
 template <class Args>
 void require_attention(const Args& a) {
     require(a.scale > 0.0, "importance_attention: scale", "> 0", std::to_string(a.scale));
     require_rule(a.rule);
-    require(a.q.shape.rank == 4, "importance_attention: q", "(batch, len, n_heads, head_dim)",
+    require(a.q.shape.rank == 4, "importance_attention: q", "(batch, q_len, n_heads, head_dim)",
             a.q.shape.str());
-    const std::int64_t batch = a.q.shape[0], len = a.q.shape[1], n_heads = a.q.shape[2];
-    require(a.k.shape.rank == 4 && a.k.shape[0] == batch && a.k.shape[1] == len &&
+    const std::int64_t batch = a.q.shape[0], q_len = a.q.shape[1], n_heads = a.q.shape[2];
+    require(a.k.shape.rank == 4 && a.k.shape[0] == batch && a.k.shape[1] >= q_len &&
                 a.k.shape[3] == a.q.shape[3],
             "importance_attention: k",
-            "(batch, len, n_kv_heads, head_dim) with the batch, len and head_dim of q",
+            "(batch, len, n_kv_heads, head_dim) with the batch and head_dim of q, and its tokens",
             a.k.shape.str() + " for q " + a.q.shape.str());
-    const std::int64_t n_kv_heads = a.k.shape[2];
+    const std::int64_t len = a.k.shape[1], n_kv_heads = a.k.shape[2];
     require(n_kv_heads > 0 && n_heads % n_kv_heads == 0, "importance_attention: n_kv_heads",
             "divisor of n_heads", a.k.shape.str() + " for q " + a.q.shape.str());
     require_shape(a.v, a.k.shape, "importance_attention: v");
     require_shape(a.out, a.q.shape, "importance_attention: out");
-    require_shape(a.lse, {batch, n_heads, len}, "importance_attention: lse");
+    require_shape(a.lse, {batch, n_heads, q_len}, "importance_attention: lse");
     require_shape(a.expiry, {batch, n_kv_heads, len}, "importance_attention: expiry");
     require_dtype(a.expiry, DType::int32, "importance_attention: expiry");
     const DType wide = wide_dtype(a.q.dtype);
@@ -74,13 +68,15 @@ void importance_attention_forward(const ImportanceAttentionArgs& args, const Exe
 void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, const Exec& exec) {
     require_cpu(exec, "importance_attention");
     require_attention(args);
+    require_shape(args.q, {args.k.shape[0], args.k.shape[1], args.q.shape[2], args.k.shape[3]},
+                  "importance_attention: q of a backward");
     require_shape(args.d_out, args.q.shape, "importance_attention: d_out");
     require_dtype(args.d_out, args.q.dtype, "importance_attention: d_out");
     require_like(args.d_q, args.q, "importance_attention: d_q");
     require_like(args.d_k, args.k, "importance_attention: d_k");
     require_like(args.d_v, args.v, "importance_attention: d_v");
     require_like(args.d_gate, args.gate, "importance_attention: d_gate");
-    require_like(args.d_sink_logit, args.sink_logit, "importance_attention: d_sink_logit");
+    require_sink_gradient(args.d_sink, args.sink_logit, args.q, "importance_attention: d_sink");
     cpu::importance_attention_backward(args);
 }
 

@@ -31,9 +31,11 @@ void select_keys(const SelectKeysArgs& args, const Exec& exec);
 ///   lse_t = log(exp(sink_logit) + sum_s exp(z_ts))
 /// gate = log sigmoid(importance) lets learned importance weigh what a query sees, and grow into it
 /// over the window; the learned sink_logit, of a head, lets a query see nothing.
-/// O(len (window + sinks + keep)); the bits do not depend on the number of threads.
-/// shapes: q, out (batch, len, n_heads, head_dim); k, v (batch, len, n_kv_heads, head_dim); lse
-///         (batch, n_heads, len); gate (batch, len, n_kv_heads) and sink_logit (n_heads), each
+/// O(len (window + sinks + keep)). A query's bits depend on the keys that it sees, in their order,
+/// and on nothing else: not on threads, other sequences, or how many queries are in the call, which
+/// are the last q_len of the tokens (fewer than all: a prefill by parts).
+/// shapes: q, out (batch, q_len, n_heads, head_dim); k, v (batch, len, n_kv_heads, head_dim); lse
+///         (batch, n_heads, q_len); gate (batch, len, n_kv_heads) and sink_logit (n_heads), each
 ///         absent or given; expiry, key_begin and rule as in SelectKeysArgs
 /// dtype:  q, k, v, out alike: fp32 | bf16 | fp16 | fp64; lse, gate, sink_logit Wide
 /// comm:   none     errors: ShapeError     saves for backward: out, lse, expiry
@@ -47,12 +49,13 @@ void importance_attention_forward(const ImportanceAttentionArgs& args, const Exe
 
 /// With delta_t = d_out_t out_t and d_z = p (d_out_t v_s - delta_t):
 ///   d_v = p^T d_out;  d_q = scale d_z k;  d_k = scale d_z^T q
-///   d_gate_s = sum_t min(1, (t - s) / window) d_z_ts;  d_sink_logit = -sum_t exp(sink_logit -
-///   lse_t) delta_t
+///   d_gate_s = sum_t min(1, (t - s) / window) d_z_ts;  d_sink_t = -exp(sink_logit - lse_t) delta_t
+/// d_sink (batch, len, n_heads), Wide: what each query gives to its head's sink_logit; the sum over
+/// tokens is the caller's, in the caller's order.
 /// Writes (not adds) all of them; those of absent inputs stay absent. The selection is a constant.
-/// Sums over queries go by chunks of a fixed length, in order.
+/// Sums over queries go by chunks of a fixed length, in order. Here q_len is len.
 struct ImportanceAttentionBackwardArgs {
-    TensorView d_q, d_k, d_v, d_gate, d_sink_logit;
+    TensorView d_q, d_k, d_v, d_gate, d_sink;
     ConstTensorView d_out, out, lse, q, k, v, expiry, key_begin, gate, sink_logit;
     KeyRule rule;
     double scale = 1.0;

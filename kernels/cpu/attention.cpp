@@ -1,16 +1,16 @@
-// Attention by blocks of queries: per (batch entry, head) a block's scores against the union of its
-// rows' key ranges are one GEMM, the softmax works on that block in cache, and p v is another GEMM.
-// q, k and v are read where they lie, in their own dtype. The threads divide the heads; the heads
-// of a group go to one thread in the backward, which sums them.
+// Attention without a matrix of scores [Dao et al. 2022; online softmax, Milakov & Gimelshein
+// 2018]: a tile of queries passes the keys in tiles of kKeyTile, aligned to key 0, and keeps of
+// each query its largest score so far, the sum of exponentials and the output measured from that.
+// So a query's bits are those of its own keys, whatever else is in the call. All of it stays in L2.
+// The threads divide heads and tiles of queries. Few queries (decoding) go another way with the
+// same bits: keys lie in the vector lanes.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "kernels/core/thread_pool.h"
-#include "kernels/cpu/fast_exp.h"
-#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/attention_panels.h"
 #include "kernels/cpu/head_matrix.h"
-#include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/scratch.h"
@@ -18,225 +18,299 @@
 namespace stoa::cpu {
 namespace {
 
-constexpr std::int64_t kBlockRows = 64;  // queries per block: few masked scores, still whole tiles
+constexpr std::int64_t kKeyTile = 128;   // enters the bits
+constexpr std::int64_t kTileRows = 256;  // queries that share packed keys: does not
+constexpr std::int64_t kFewRows = 8;     // so many do not fill the lanes
 
-/// The rows of one block and the keys that any of them attends.
-struct Block {
-    std::int64_t row_begin = 0, rows = 0;  // queries of this batch entry
-    std::int64_t key_begin = 0, keys = 0;
-    const std::int32_t *row_key_begin = nullptr, *row_key_end = nullptr;  // per row of the block
-    /// Keys of row r, counted from key_begin. Empty ranges come out as 0..0.
-    std::int64_t from(std::int64_t r) const { return empty(r) ? 0 : row_key_begin[r] - key_begin; }
-    std::int64_t to(std::int64_t r) const { return empty(r) ? 0 : row_key_end[r] - key_begin; }
-    bool empty(std::int64_t r) const { return row_key_end[r] <= row_key_begin[r]; }
+struct Sizes {
+    std::int64_t batch, q_len, k_len, n_heads, n_kv_heads, dim;
+    std::int64_t group() const { return n_heads / n_kv_heads; }
+};
+Sizes sizes_of(const AttentionArgs& a) {
+    return {a.q.shape[0], a.q.shape[1], a.k.shape[1], a.q.shape[2], a.k.shape[2], a.q.shape[3]};
+}
+
+/// One tile of keys, packed for scores and for sums.
+template <class W>
+struct KeyTile {
+    std::int64_t first = 0, keys = 0;
+    W *k = nullptr, *v = nullptr;
+};
+struct KTag;
+struct VTag;
+template <class T, class W = Wide<T>>
+KeyTile<W> pack_tile(const HeadMatrix<T>& k, const HeadMatrix<T>& v, std::int64_t first,
+                     std::int64_t last, std::int64_t dim) {
+    KeyTile<W> tile{first, std::min(kKeyTile, last - first),
+                    scratch<KTag, W>((kKeyTile + kMaxMr) * dim),
+                    scratch<VTag, W>(kKeyTile * (dim + kMaxMr))};
+    pack_left(tile.k, k.from_row(first), true, tile.keys, dim);
+    pack_left(tile.v, v.from_row(first), false, dim, tile.keys);
+    return tile;
+}
+
+/// out (dim, 32) += v^T p over keys [from, to) of the tile, when v holds NaN or infinity: they must
+/// not meet the zeros of lanes that do not see them. The same chains as multiply().
+template <class W>
+void add_visible(W* out, const KeyTile<W>& tile, std::int64_t from, std::int64_t to, const W* p,
+                 const LaneKeys& lanes, std::int64_t dim) {
+    const std::int64_t mr = panel_shape<W>().rows;
+    vectorised([&] {
+        for (std::int64_t c = 0; c < dim; ++c) {
+            const W* const v = tile.v + c / mr * mr * tile.keys + c % mr;
+            W sums[kQueryLanes] = {};
+            for (std::int64_t j = from; j < to; ++j)
+                for (std::int64_t q = 0; q < kQueryLanes; ++q)
+                    if (lanes.sees(q, tile.first + j))
+                        sums[q] = std::fma(v[j * mr], p[j * kQueryLanes + q], sums[q]);
+            for (std::int64_t q = 0; q < kQueryLanes; ++q)
+                out[c * kQueryLanes + q] += sums[q];
+        }
+    });
+}
+
+/// What 32 queries know so far: out (dim, 32) and sum are measured from max.
+template <class W>
+struct LaneState {
+    LaneKeys keys;
+    W max[kQueryLanes], sum[kQueryLanes];
+    const W* q = nullptr;  // packed, scaled
+    W* out = nullptr;
 };
 
-Block make_block(const ConstTensorView& key_begin, const ConstTensorView& key_end,
-                 std::int64_t batch, std::int64_t row_begin, std::int64_t q_len) {
-    const std::int64_t first = batch * q_len + row_begin;
-    Block b{.row_begin = row_begin,
-            .rows = std::min(kBlockRows, q_len - row_begin),
-            .row_key_begin = key_begin.as<std::int32_t>().data() + first,
-            .row_key_end = key_end.as<std::int32_t>().data() + first};
-    std::int64_t begin = std::numeric_limits<std::int64_t>::max(), end = 0;
-    for (std::int64_t r = 0; r < b.rows; ++r) {
-        if (b.empty(r)) continue;
-        begin = std::min<std::int64_t>(begin, b.row_key_begin[r]);
-        end = std::max<std::int64_t>(end, b.row_key_end[r]);
-    }
-    if (end > begin) b.key_begin = begin, b.keys = end - begin;
-    return b;
-}
-
-/// scores (rows, keys) = q k^T of the block, unscaled.
-template <class T, class W>
-void block_scores(W* scores, const Block& b, const HeadMatrix<T>& q, const HeadMatrix<T>& k,
-                  std::int64_t dim) {
-    gemm({.m = b.rows,
-          .n = b.keys,
-          .k = dim,
-          .a = q.from_row(b.row_begin),
-          .b = k.from_row(b.key_begin, true),
-          .c = result(scores, b.keys)});
-}
-
-/// fn(first, last) over `heads` heads, divided among the threads; a few keys stay on this one.
-template <class Fn>
-void over_heads(std::int64_t heads, std::int64_t q_len, std::int64_t k_len, const Fn& fn) {
-    parallel_for(heads, grain_for(q_len * k_len), fn);
-}
-
-/// Scores outside row r's keys become -infinity, so that exp makes them 0 and every loop over the
-/// row runs the whole width, without a tail.
+/// Brings a state from its old maximum to the new one; base (32) is what scores are measured from.
 template <class W>
-void mask_row(W* scores, const Block& b, std::int64_t r) {
-    std::fill(scores, scores + b.from(r), -std::numeric_limits<W>::infinity());
-    std::fill(scores + b.to(r), scores + b.keys, -std::numeric_limits<W>::infinity());
-}
-
-/// Scores to unnormalised probabilities exp(s - max), 0 outside the row's keys; lse and 1 / sum.
-template <class W>
-void block_softmax(W* scores, W* lse, W* inverse_sum, const Block& b, W scale) {
-    const std::int64_t keys = b.keys;
+void move_maximum(LaneState<W>& s, const W* max, W* base, std::int64_t dim) {
     vectorised([&] {
-        for (std::int64_t r = 0; r < b.rows; ++r, scores += keys) {
-            W* const s = scores;
-            mask_row(s, b, r);
-            const W max = lane_max<W>(keys, std::numeric_limits<W>::lowest(),
-                                      [&](std::int64_t j) { return s[j] * scale; });
-            for (std::int64_t j = 0; j < keys; ++j)
-                s[j] = fast_exp(s[j] * scale - max);
-            const W sum = lane_sum<W>(keys, [&](std::int64_t j) { return s[j]; });
-            lse[r] = b.empty(r) ? -std::numeric_limits<W>::infinity() : max + std::log(sum);
-            inverse_sum[r] = b.empty(r) ? W{0} : W{1} / sum;
+        W factor[kQueryLanes];
+        for (std::int64_t q = 0; q < kQueryLanes; ++q) {
+            base[q] = base_of(max[q]);
+            factor[q] = fused_exp(s.max[q] - base[q]);
+            s.max[q] = max[q];
+            s.sum[q] *= factor[q];
         }
+        for (std::int64_t c = 0; c < dim; ++c)
+            for (std::int64_t q = 0; q < kQueryLanes; ++q)
+                s.out[c * kQueryLanes + q] *= factor[q];
     });
 }
 
-/// One head of one batch entry.
+template <class W>
+void attend_tile(LaneState<W>& s, const KeyTile<W>& tile, std::int64_t dim) {
+    struct ScoresTag;
+    W* const scores = scratch<ScoresTag, W>(kKeyTile * kQueryLanes);
+    const std::int64_t mr = panel_shape<W>().rows;
+    const std::int64_t from = std::max<std::int64_t>(0, s.keys.first - tile.first) / mr * mr;
+    const std::int64_t to = std::min(tile.keys, s.keys.last - tile.first), keys = to - from;
+    if (keys <= 0) return;
+    multiply(keys, kQueryLanes, dim, packed_left(tile.k, dim, from), packed_right(s.q, dim), scores,
+             kQueryLanes, Into::write);
+    const bool all_seen = s.keys.all_see(tile.first + from, tile.first + to);
+    if (!all_seen) hide_keys(scores, tile.first + from, keys, s.keys);
+    W max[kQueryLanes], base[kQueryLanes], sum[kQueryLanes] = {};
+    std::copy_n(s.max, kQueryLanes, max);
+    raise_maxima(max, scores, keys);
+    move_maximum(s, max, base, dim);
+    exponentials(scores, sum, keys, base);
+    for (std::int64_t q = 0; q < kQueryLanes; ++q)
+        s.sum[q] += sum[q];
+    if (!all_seen && !all_finite(tile.v, left_values<W>(dim, tile.keys)))
+        return add_visible(s.out, tile, from, to, scores - from * kQueryLanes, s.keys, dim);
+    multiply(dim, kQueryLanes, keys, packed_left(tile.v, tile.keys, 0, from),
+             stored_right(scores, kQueryLanes), s.out, kQueryLanes, Into::add);
+}
+
+/// out / sum, lane by lane, and the logarithm.
+template <class T, class W>
+void finish(const AttentionArgs& a, LaneState<W>& s, std::int64_t batch, std::int64_t h,
+            std::int64_t row, std::int64_t rows) {
+    struct RowsTag;
+    const std::int64_t dim = a.q.shape[3];
+    W* const out = scratch<RowsTag, W>(kQueryLanes * dim);
+    W* const lse = a.lse.as<W>().data() + (batch * a.q.shape[2] + h) * a.q.shape[1] + row;
+    transpose(out, s.out, kQueryLanes, dim, kQueryLanes);
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const bool empty = s.sum[r] == W{0};
+        const W inverse = empty ? W{0} : W{1} / s.sum[r];
+        lse[r] = empty ? -std::numeric_limits<W>::infinity() : s.max[r] + std::log(s.sum[r]);
+        scale_all(out + r * dim, dim, inverse);
+    }
+    store_head<T>(a.out, batch, h, row, rows, out);
+}
+
+/// Queries [row, row + rows) of one head.
 template <class T, class W = Wide<T>>
-void forward_head(const AttentionArgs& args, std::int64_t batch, std::int64_t h) {
+void forward_tile(const AttentionArgs& a, std::int64_t batch, std::int64_t h, std::int64_t row,
+                  std::int64_t rows) {
+    struct QueriesTag;
+    struct OutTag;
+    const Sizes n = sizes_of(a);
+    const std::int64_t dim = n.dim, width = pad_width(rows), panels = width / kQueryLanes;
+    const auto q = head_matrix<T>(a.q, batch, h), k = head_matrix<T>(a.k, batch, h / n.group()),
+               v = head_matrix<T>(a.v, batch, h / n.group());
+    W* const queries = scratch<QueriesTag, W>(width * dim);
+    W* const out = scratch<OutTag, W>(width * dim);
+    pack_right(queries, q.from_row(row), true, rows, dim);
+    scale_all(queries, width * dim, static_cast<W>(a.scale));
+    std::fill_n(out, width * dim, W{0});
+
+    const std::int32_t* const begin = a.key_begin.as<std::int32_t>().data() + batch * n.q_len + row;
+    const std::int32_t* const end = a.key_end.as<std::int32_t>().data() + batch * n.q_len + row;
+    LaneState<W> states[kTileRows / kQueryLanes];
+    std::int64_t first = n.k_len, last = 0;
+    for (std::int64_t p = 0; p < panels; ++p) {
+        LaneState<W>& s = states[p];
+        const std::int64_t r = p * kQueryLanes;
+        s.keys = lane_keys(begin + r, end + r, std::min(kQueryLanes, rows - r));
+        std::fill_n(s.max, kQueryLanes, -std::numeric_limits<W>::infinity());
+        std::fill_n(s.sum, kQueryLanes, W{0});
+        s.q = queries + r * dim;
+        s.out = out + r * dim;
+        first = std::min(first, s.keys.first);
+        last = std::max(last, s.keys.last);
+    }
+    for (std::int64_t t = first / kKeyTile * kKeyTile; t < last; t += kKeyTile) {
+        const KeyTile<W> tile = pack_tile<T>(k, v, t, last, dim);
+        for (std::int64_t p = 0; p < panels; ++p)
+            attend_tile(states[p], tile, dim);
+    }
+    for (std::int64_t p = 0; p < panels; ++p)
+        finish<T>(a, states[p], batch, h, row + p * kQueryLanes,
+                  std::min(kQueryLanes, rows - p * kQueryLanes));
+}
+
+/// One row of scores against keys [from, to) of a tile; the rest becomes 0. What exponentials() and
+/// move_maximum() do, keys in the lanes.
+template <class W>
+void softmax_row(W* s, std::int64_t from, std::int64_t to, std::int64_t keys, W& max, W& sum,
+                 W* out, std::int64_t dim) {
+    vectorised([&] {
+        const W top = lane_max<W>(to - from, max, [&](std::int64_t j) { return s[from + j]; });
+        const W base = base_of(top), factor = fused_exp(max - base);
+        for (std::int64_t j = from; j < to; ++j)
+            s[j] = fused_exp(s[j] - base);
+        std::fill(s, s + from, W{0});
+        std::fill(s + to, s + keys, W{0});
+        W total = 0;
+        for (std::int64_t j = from; j < to; ++j)
+            total += s[j];
+        sum = sum * factor + total;
+        max = top;
+        for (std::int64_t c = 0; c < dim; ++c)
+            out[c] *= factor;
+    });
+}
+
+/// The query heads of one kv head, where queries are few. Rows (t, head of the group).
+template <class T, class W = Wide<T>>
+void forward_few(const AttentionArgs& a, std::int64_t batch, std::int64_t kv_head) {
+    struct QueriesTag;
     struct ScoresTag;
     struct OutTag;
-    const std::int64_t q_len = args.q.shape[1], n_heads = args.q.shape[2], dim = args.q.shape[3];
-    const std::int64_t kv_head = h / (n_heads / args.k.shape[2]);
-    W* const scores = scratch<ScoresTag, W>(kBlockRows * args.k.shape[1]);
-    W* const out = scratch<OutTag, W>(kBlockRows * dim);
-    W inverse_sum[kBlockRows];
-    const auto q = head_matrix<T>(args.q, batch, h), k = head_matrix<T>(args.k, batch, kv_head),
-               v = head_matrix<T>(args.v, batch, kv_head);
-    W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
-    for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
-        const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
-        block_scores(scores, b, q, k, dim);
-        block_softmax(scores, lse + t, inverse_sum, b, static_cast<W>(args.scale));
-        gemm({.m = b.rows,
-              .n = dim,
-              .k = b.keys,
-              .a = operand(scores, b.keys),
-              .b = v.from_row(b.key_begin),
-              .c = result(out, dim)});
-        for (std::int64_t r = 0; r < b.rows; ++r)
-            for (std::int64_t c = 0; c < dim; ++c)
-                out[r * dim + c] *= inverse_sum[r];
-        store_head<T>(args.out, batch, h, t, b.rows, out);
+    struct ResultTag;
+    const Sizes n = sizes_of(a);
+    const std::int64_t dim = n.dim, group = n.group(), rows = n.q_len * group;
+    const std::int64_t width = pad_width(dim);
+    const auto k = head_matrix<T>(a.k, batch, kv_head), v = head_matrix<T>(a.v, batch, kv_head);
+    W* const queries = scratch<QueriesTag, W>(kFewRows * dim);
+    W* const scores = scratch<ScoresTag, W>(kFewRows * kKeyTile);
+    W* const out = scratch<OutTag, W>(kFewRows * width);
+    W* const k_packed = scratch<KTag, W>((kKeyTile + kMaxMr) * dim);
+    W* const v_packed = scratch<VTag, W>(kKeyTile * width);
+    W max[kFewRows], sum[kFewRows] = {};
+    std::int64_t begin[kFewRows], end[kFewRows], first = n.k_len, last = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const std::int64_t t = r / group;
+        const T* const q = head_matrix<T>(a.q, batch, kv_head * group + r % group).row(t);
+        for (std::int64_t c = 0; c < dim; ++c)
+            queries[r * dim + c] = W{widen(q[c])} * static_cast<W>(a.scale);
+        const auto i = static_cast<std::size_t>(batch * n.q_len + t);
+        begin[r] = a.key_begin.as<std::int32_t>()[i];
+        end[r] = a.key_end.as<std::int32_t>()[i];
+        max[r] = -std::numeric_limits<W>::infinity();
+        if (end[r] <= begin[r]) continue;
+        first = std::min(first, begin[r]);
+        last = std::max(last, end[r]);
     }
-}
-
-/// scores to p = exp(s * scale - lse), and d_p to d_s = scale * p * (d_p - delta); 0 outside.
-template <class W>
-void block_softmax_backward(W* p, W* d_s, const Block& b, const W* lse, const W* delta, W scale) {
-    const std::int64_t keys = b.keys;
-    vectorised([&] {
-        for (std::int64_t r = 0; r < b.rows; ++r, p += keys, d_s += keys) {
-            const W row_lse = b.empty(r) ? W{0} : lse[r], row_delta = delta[r];
-            mask_row(p, b, r);
-#pragma GCC ivdep
-            for (std::int64_t j = 0; j < keys; ++j) {
-                p[j] = fast_exp(p[j] * scale - row_lse);
-                d_s[j] = scale * p[j] * (d_s[j] - row_delta);
+    std::fill_n(out, rows * width, W{0});
+    for (std::int64_t t = first / kKeyTile * kKeyTile; t < last; t += kKeyTile) {
+        const std::int64_t keys = std::min(kKeyTile, last - t);
+        pack_right(k_packed, k.from_row(t), true, keys, dim);
+        multiply(rows, pad_width(keys), dim, stored_left(queries, dim), packed_right(k_packed, dim),
+                 scores, kKeyTile, Into::write);
+        bool all_seen = true;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            const std::int64_t from = std::clamp<std::int64_t>(begin[r] - t, 0, keys);
+            const std::int64_t to = std::clamp<std::int64_t>(end[r] - t, from, keys);
+            softmax_row(scores + r * kKeyTile, from, to, keys, max[r], sum[r], out + r * width,
+                        dim);
+            all_seen = all_seen && to - from == keys;
+        }
+        if constexpr (std::is_same_v<T, W>)
+            if (all_seen && dim == width) {
+                multiply(rows, width, keys, stored_left(scores, kKeyTile),
+                         stored_right(v.row(t), v.ld), out, width, Into::add);
+                continue;
             }
+        pack_right(v_packed, v.from_row(t), false, dim, keys);
+        if (all_seen || all_finite(v_packed, width * keys)) {
+            multiply(rows, width, keys, stored_left(scores, kKeyTile), packed_right(v_packed, keys),
+                     out, width, Into::add);
+            continue;
         }
-    });
-}
-
-/// delta[r] = sum over the head's columns of d_out * out.
-template <class T, class W>
-void block_delta(W* delta, const Block& b, const HeadMatrix<T>& d_out, const HeadMatrix<T>& out,
-                 std::int64_t dim) {
-    vectorised([&] {
-        for (std::int64_t r = 0; r < b.rows; ++r) {
-            const T* const x = d_out.row(b.row_begin + r);
-            const T* const y = out.row(b.row_begin + r);
-            delta[r] =
-                lane_sum<W>(dim, [&](std::int64_t c) { return W{widen(x[c])} * W{widen(y[c])}; });
+        for (std::int64_t r = 0; r < rows; ++r) {  // see add_visible
+            const std::int64_t from = std::clamp<std::int64_t>(begin[r] - t, 0, keys);
+            const std::int64_t to = std::clamp<std::int64_t>(end[r] - t, from, keys);
+            multiply(1, width, to - from, stored_left(scores + r * kKeyTile + from, kKeyTile),
+                     {v_packed + from * panel_shape<W>().columns, keys * panel_shape<W>().columns,
+                      panel_shape<W>().columns},
+                     out + r * width, width, Into::add);
         }
-    });
-}
-
-/// One query head of one batch entry; d_k and d_v (k_len, dim) of its kv head are added to.
-template <class T, class W = Wide<T>>
-void backward_head(const AttentionBackwardArgs& args, std::int64_t batch, std::int64_t h, W* d_k,
-                   W* d_v) {
-    struct PTag;
-    struct DSTag;
-    struct DQTag;
-    const std::int64_t q_len = args.q.shape[1], n_heads = args.q.shape[2], dim = args.q.shape[3];
-    const std::int64_t k_len = args.k.shape[1], kv_head = h / (n_heads / args.k.shape[2]);
-    W* const p = scratch<PTag, W>(kBlockRows * k_len);
-    W* const d_s = scratch<DSTag, W>(kBlockRows * k_len);
-    W* const d_q = scratch<DQTag, W>(kBlockRows * dim);
-    W delta[kBlockRows];
-    const auto q = head_matrix<T>(args.q, batch, h), k = head_matrix<T>(args.k, batch, kv_head),
-               v = head_matrix<T>(args.v, batch, kv_head), out = head_matrix<T>(args.out, batch, h),
-               d_out = head_matrix<T>(args.d_out, batch, h);
-    const W* const lse = args.lse.as<W>().data() + (batch * n_heads + h) * q_len;
-    for (std::int64_t t = 0; t < q_len; t += kBlockRows) {
-        const Block b = make_block(args.key_begin, args.key_end, batch, t, q_len);
-        block_scores(p, b, q, k, dim);
-        block_scores(d_s, b, d_out, v, dim);
-        block_delta(delta, b, d_out, out, dim);
-        block_softmax_backward(p, d_s, b, lse + t, delta, static_cast<W>(args.scale));
-        Gemm to_keys{.m = b.keys,
-                     .n = dim,
-                     .k = b.rows,
-                     .a = operand(p, b.keys, true),
-                     .b = d_out.from_row(t),
-                     .c = result(d_v + b.key_begin * dim, dim),
-                     .accumulate = true};
-        gemm(to_keys);  // d_v += p^T d_out
-        to_keys.a = operand(d_s, b.keys, true);
-        to_keys.b = q.from_row(t);
-        to_keys.c = result(d_k + b.key_begin * dim, dim);
-        gemm(to_keys);  // d_k += d_s^T q
-        gemm({.m = b.rows,
-              .n = dim,
-              .k = b.keys,
-              .a = operand(d_s, b.keys),
-              .b = k.from_row(b.key_begin),
-              .c = result(d_q, dim)});
-        store_head<T>(args.d_q, batch, h, t, b.rows, d_q);
+    }
+    W* const result = scratch<ResultTag, W>(dim);
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const std::int64_t h = kv_head * group + r % group, t = r / group;
+        const bool empty = sum[r] == W{0};
+        const W inverse = empty ? W{0} : W{1} / sum[r];
+        for (std::int64_t c = 0; c < dim; ++c)
+            result[c] = out[r * width + c] * inverse;
+        store_head<T>(a.out, batch, h, t, 1, result);
+        a.lse.as<W>()[static_cast<std::size_t>((batch * n.n_heads + h) * n.q_len + t)] =
+            empty ? -std::numeric_limits<W>::infinity() : max[r] + std::log(sum[r]);
     }
 }
 
-/// One kv head of one batch entry: the query heads of its group, in order.
-template <class T, class W = Wide<T>>
-void backward_group(const AttentionBackwardArgs& args, std::int64_t batch, std::int64_t kv_head) {
-    struct DKTag;
-    struct DVTag;
-    const std::int64_t k_len = args.k.shape[1], dim = args.k.shape[3];
-    const std::int64_t group = args.q.shape[2] / args.k.shape[2];
-    W* const d_k = scratch<DKTag, W>(k_len * dim);
-    W* const d_v = scratch<DVTag, W>(k_len * dim);
-    std::fill_n(d_k, k_len * dim, W{0});
-    std::fill_n(d_v, k_len * dim, W{0});
-    for (std::int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
-        backward_head<T>(args, batch, h, d_k, d_v);
-    store_head<T>(args.d_k, batch, kv_head, 0, k_len, d_k);
-    store_head<T>(args.d_v, batch, kv_head, 0, k_len, d_v);
+/// As many queries to a tile as leave every thread enough tiles.
+std::int64_t rows_of_tile(const Sizes& n) {
+    std::int64_t rows = kTileRows;
+    const auto tiles = [&] { return n.batch * n.n_heads * ((n.q_len + rows - 1) / rows); };
+    while (cpu_threads() > 1 && rows > kQueryLanes && tiles() < 4 * cpu_threads())
+        rows /= 2;
+    return rows;
 }
 
 }  // namespace
 
 void attention_forward(const AttentionArgs& args) {
     dispatch_dtype(args.q.dtype, [&]<Element T>(T) {
-        const std::int64_t n_heads = args.q.shape[2];
-        over_heads(args.q.shape[0] * n_heads, args.q.shape[1], args.k.shape[1],
-                   [&](std::int64_t begin, std::int64_t end) {
-                       for (; begin < end; ++begin)
-                           forward_head<T>(args, begin / n_heads, begin % n_heads);
-                   });
-    });
-}
-
-void attention_backward(const AttentionBackwardArgs& args) {
-    dispatch_dtype(args.q.dtype, [&]<Element T>(T) {
-        const std::int64_t n_kv_heads = args.k.shape[2];
-        over_heads(args.q.shape[0] * n_kv_heads, args.q.shape[1], args.k.shape[1],
-                   [&](std::int64_t begin, std::int64_t end) {
-                       for (; begin < end; ++begin)
-                           backward_group<T>(args, begin / n_kv_heads, begin % n_kv_heads);
-                   });
+        const Sizes n = sizes_of(args);
+        if (n.q_len * n.group() <= kFewRows)
+            return parallel_for(n.batch * n.n_kv_heads, grain_for(n.q_len * n.k_len),
+                                [&](std::int64_t i, std::int64_t last) {
+                                    for (; i < last; ++i)
+                                        forward_few<T>(args, i / n.n_kv_heads, i % n.n_kv_heads);
+                                });
+        const std::int64_t rows = rows_of_tile(n), tiles = (n.q_len + rows - 1) / rows;
+        parallel_for(n.batch * n.n_heads * tiles, grain_for(rows * n.k_len),
+                     [&](std::int64_t i, std::int64_t last) {
+                         for (; i < last; ++i) {
+                             // The last tiles have the most keys: they begin first.
+                             const std::int64_t row = (tiles - 1 - i % tiles) * rows;
+                             const std::int64_t head = i / tiles;
+                             forward_tile<T>(args, head / n.n_heads, head % n.n_heads, row,
+                                             std::min(rows, n.q_len - row));
+                         }
+                     });
     });
 }
 

@@ -1,16 +1,16 @@
 #pragma once
-// Keys outside the windows, by tiles of queries.
+// Keys outside the windows, by tiles of queries, and who sees which key.
 #include <cstdint>
 #include <span>
 #include <vector>
 
 namespace stoa::cpu {
 
-constexpr std::int64_t kTileRows = 64;  // queries that share a list
+constexpr std::int64_t kTileRows = 64;  // queries of a tile of tree attention
 
-/// For the tile of queries [i kTileRows, ...): the keys before its first query's window that this
-/// query sees, ascending. A later query of the tile sees no others: those that leave its window
-/// within the tile lie in the tile's local range.
+/// For the queries [i tile_rows, ...): the keys, ascending, that any of them sees although they
+/// have left its window. Each query of a tile sees `keep` and the sinks of its document at most;
+/// the list also has those that enter or leave within the tile.
 struct FarKeys {
     std::vector<std::int64_t> begin{0};  // into keys, one more than tiles
     std::vector<std::int32_t> keys;
@@ -20,7 +20,9 @@ struct FarKeys {
                                        static_cast<std::size_t>(begin[at + 1] - begin[at]));
     }
 };
-/// From the expiry times (len) of one kv head. O(len + tiles x keys of a tile).
-FarKeys find_far_keys(const std::int32_t* expiry, std::int64_t len, std::int64_t window);
+/// From the expiry times (len) of one kv head, for the queries from `first` on.
+/// O(len + tiles x keys of a tile).
+FarKeys find_far_keys(const std::int32_t* expiry, std::int64_t len, std::int64_t window,
+                      std::int64_t tile_rows, std::int64_t first = 0);
 
 }  // namespace stoa::cpu

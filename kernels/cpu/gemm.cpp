@@ -210,7 +210,7 @@ void multiply_wide(const Block& s) {
 bool reads_rows_in_place(const Block& s) {
     constexpr std::int64_t kSetSpan = 4096 / 2;  // bytes after which every second set comes again
     const Operand& a = s.g.a;
-    return s.micro.in_place[0] != nullptr && a.dtype == DType::fp32 && !a.transpose &&
+    return !s.micro.packing_pays && a.dtype == DType::fp32 && !a.transpose &&
            a.ld * 4 % kSetSpan != 0;
 }
 /// Rows [i, i + m) over the steps of p: in place, or packed into the thread's own memory.

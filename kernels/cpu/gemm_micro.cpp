@@ -20,32 +20,46 @@ inline void prefetch_tile(const float* c, std::int64_t ldc) {
 
 constexpr int kPortableMr = 4, kPortableNr = 16;
 
-template <int Rows>
-void micro_portable(std::int64_t k, const float* a, const float* b, std::int64_t b_stride, float* c,
-                    std::int64_t ldc, Into into) {
+// a is packed, or its rows are read where they lie, `lda` apart.
+template <int Rows, bool Packed>
+void sums_portable(std::int64_t k, const float* a, std::int64_t lda, const float* b,
+                   std::int64_t b_stride, float* c, std::int64_t ldc, Into into) {
     float acc[Rows][kPortableNr];
     for (int r = 0; r < Rows; ++r)
         for (int j = 0; j < kPortableNr; ++j)
             acc[r][j] = into == Into::chain ? c[r * ldc + j] : 0.0f;
-    for (std::int64_t p = 0; p < k; ++p, a += kPortableMr, b += b_stride)
+    for (std::int64_t p = 0; p < k; ++p, a += Packed ? kPortableMr : 1, b += b_stride)
         for (int r = 0; r < Rows; ++r)
             for (int j = 0; j < kPortableNr; ++j)
-                acc[r][j] = __builtin_fmaf(a[r], b[j], acc[r][j]);
+                acc[r][j] = __builtin_fmaf(Packed ? a[r] : a[r * lda], b[j], acc[r][j]);
     for (int r = 0; r < Rows; ++r, c += ldc)
         for (int j = 0; j < kPortableNr; ++j)
             c[j] = into == Into::add ? c[j] + acc[r][j] : acc[r][j];
 }
 
+template <int Rows>
+void micro_portable(std::int64_t k, const float* a, const float* b, std::int64_t b_stride, float* c,
+                    std::int64_t ldc, Into into) {
+    sums_portable<Rows, true>(k, a, 0, b, b_stride, c, ldc, into);
+}
+template <int Rows>
+void micro_rows_portable(std::int64_t k, const float* a, std::int64_t lda, const float* b,
+                         std::int64_t b_stride, float* c, std::int64_t ldc, Into into) {
+    sums_portable<Rows, false>(k, a, lda, b, b_stride, c, ldc, into);
+}
+
 template <std::size_t... I>
 MicroKernels portable_kernels(std::index_sequence<I...>) {
-    return {kPortableMr, kPortableNr, {micro_portable<int{I} + 1>...}, {}};
+    return {kPortableMr,
+            kPortableNr,
+            {micro_portable<int{I} + 1>...},
+            {micro_rows_portable<int{I} + 1>...}};
 }
 
 #if defined(__x86_64__)
 // 12 x 32 in 24 accumulators; 2 registers hold b, a is broadcast from memory.
 constexpr int kAvx512Mr = 12, kAvx512Nr = 32;
 
-// a is packed, or its rows are read where they lie, `lda` apart.
 template <int Rows, bool Packed>
 [[STOA_TARGET_AVX512]] inline void sums_avx512(std::int64_t k, const float* a, std::int64_t lda,
                                                const float* b, std::int64_t b_stride, float* c,
@@ -96,9 +110,10 @@ template <int Rows>
 // 6 x 16 in 12 of the 16 registers.
 constexpr int kAvx2Mr = 6, kAvx2Nr = 16;
 
-template <int Rows>
-[[STOA_TARGET_AVX2]] void micro_avx2(std::int64_t k, const float* a, const float* b,
-                                     std::int64_t b_stride, float* c, std::int64_t ldc, Into into) {
+template <int Rows, bool Packed>
+[[STOA_TARGET_AVX2]] inline void sums_avx2(std::int64_t k, const float* a, std::int64_t lda,
+                                           const float* b, std::int64_t b_stride, float* c,
+                                           std::int64_t ldc, Into into) {
     __m256 acc[Rows][2];
     prefetch_tile<Rows, 1>(into == Into::chain ? c + Rows * ldc : c, ldc);
 #pragma GCC unroll 6
@@ -108,11 +123,11 @@ template <int Rows>
         acc[r][0] = _mm256_loadu_ps(c + r * ldc);
         acc[r][1] = _mm256_loadu_ps(c + r * ldc + 8);
     }
-    for (std::int64_t p = 0; p < k; ++p, a += kAvx2Mr, b += b_stride) {
+    for (std::int64_t p = 0; p < k; ++p, a += Packed ? kAvx2Mr : 1, b += b_stride) {
         const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
 #pragma GCC unroll 6
         for (int r = 0; r < Rows; ++r) {
-            const __m256 x = _mm256_broadcast_ss(a + r);
+            const __m256 x = _mm256_broadcast_ss(Packed ? a + r : a + r * lda);
             acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
             acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
         }
@@ -128,14 +143,30 @@ template <int Rows>
     }
 }
 
+template <int Rows>
+[[STOA_TARGET_AVX2]] void micro_avx2(std::int64_t k, const float* a, const float* b,
+                                     std::int64_t b_stride, float* c, std::int64_t ldc, Into into) {
+    sums_avx2<Rows, true>(k, a, 0, b, b_stride, c, ldc, into);
+}
+template <int Rows>
+[[STOA_TARGET_AVX2]] void micro_rows_avx2(std::int64_t k, const float* a, std::int64_t lda,
+                                          const float* b, std::int64_t b_stride, float* c,
+                                          std::int64_t ldc, Into into) {
+    sums_avx2<Rows, false>(k, a, lda, b, b_stride, c, ldc, into);
+}
+
 template <std::size_t... I>
 MicroKernels avx512_kernels(std::index_sequence<I...>) {
-    return {
-        kAvx512Mr, kAvx512Nr, {micro_avx512<int{I} + 1>...}, {micro_rows_avx512<int{I} + 1>...}};
+    return {kAvx512Mr,
+            kAvx512Nr,
+            {micro_avx512<int{I} + 1>...},
+            {micro_rows_avx512<int{I} + 1>...},
+            false};
 }
 template <std::size_t... I>
 MicroKernels avx2_kernels(std::index_sequence<I...>) {
-    return {kAvx2Mr, kAvx2Nr, {micro_avx2<int{I} + 1>...}, {}};
+    return {
+        kAvx2Mr, kAvx2Nr, {micro_avx2<int{I} + 1>...}, {micro_rows_avx2<int{I} + 1>...}};
 }
 #endif
 

@@ -26,7 +26,8 @@ constexpr int kMaxNr = 32;
 struct MicroKernels {
     int mr = 0, nr = 0;
     MicroKernel for_rows[kMaxMr] = {};
-    MicroKernelInPlace in_place[kMaxMr] = {};  // null where a set has none: packing pays there
+    MicroKernelInPlace in_place[kMaxMr] = {};
+    bool packing_pays = true;  // before a product of many columns
 };
 const MicroKernels& micro_kernels(Isa isa);
 

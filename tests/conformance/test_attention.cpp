@@ -120,9 +120,10 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
     return g;
 }
 
-const std::vector<Case> kCases = {{1, 1, 1, 1, 1, 2, 100},     {2, 7, 7, 4, 2, 8, 3},
-                                  {2, 130, 130, 2, 1, 32, 50}, {1, 65, 65, 3, 3, 18, 1000},
-                                  {3, 1, 40, 4, 2, 16, 1000},  {1, 300, 300, 2, 2, 34, 7}};
+const std::vector<Case> kCases = {
+    {1, 1, 1, 1, 1, 2, 100},     {2, 7, 7, 4, 2, 8, 3},        {2, 130, 130, 2, 1, 32, 50},
+    {1, 65, 65, 3, 3, 18, 1000}, {3, 1, 40, 4, 2, 16, 1000},   {1, 300, 300, 2, 2, 34, 7},
+    {2, 2, 300, 4, 1, 64, 170},  {1, 40, 600, 2, 1, 20, 1000}, {1, 600, 600, 4, 2, 8, 350}};
 
 }  // namespace
 
@@ -194,6 +195,87 @@ TEST_CASE("attention never sees keys outside the row's range") {
             x = 1e6f;
     forward(out, lse, in);
     CHECK(bytes_of(out.view.reshaped({20, 16}).slice_rows(5, 5)) == document);
+}
+
+TEST_CASE("attention lets no NaN or infinity through that a row does not see") {
+    const Case s{1, 300, 300, 2, 1, 8, 100};
+    const auto poison =
+        GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
+    Inputs in = make_inputs(s, DType::fp32);
+    Tensor d_out = random_tensor(in.q.view.shape, DType::fp32, 9);
+    const Tensor out(in.q.view.shape, DType::fp32), lse(lse_shape(s), DType::fp32);
+    // Rows [100, 170) lie in the middle document, before the poison at its end.
+    const auto results = [&] {
+        forward(out, lse, in);
+        const Gradients g = backward(s, in, d_out);
+        std::vector<std::vector<std::byte>> rows;
+        for (const TensorView& t : {out.view, TensorView(g.d_q)})
+            rows.push_back(bytes_of(t.reshaped({300, 16}).slice_rows(100, 70)));
+        // Keys that poisoned queries see have their gradients from them.
+        rows.push_back(bytes_of(g.d_k.view.reshaped({300, 8}).slice_rows(200, 100)));
+        rows.push_back(bytes_of(g.d_v.view.reshaped({300, 8}).slice_rows(200, 100)));
+        return rows;
+    };
+    const auto clean = results();
+    for (const std::int64_t row : {99, 170, 199}) {
+        for (const Tensor* t : {&in.k, &in.v})
+            for (float& x : t->view.reshaped({300, 8}).row<float>(row))
+                x = poison;
+        for (const Tensor* t : {&in.q, &d_out})
+            for (float& x : t->view.reshaped({300, 16}).row<float>(row))
+                x = poison;
+    }
+    const auto poisoned = results();
+    for (std::size_t i = 0; i < clean.size(); ++i) {
+        CAPTURE(i);
+        CHECK(poisoned[i] == clean[i]);
+    }
+    const auto values = to_double(out);
+    CHECK(std::isnan(values[16 * 180]));  // who sees it, has it
+}
+
+TEST_CASE("a query has the same bits alone, in a prefill and in a batch") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    const Case whole{2, 400, 400, 4, 2, 24, 170};
+    const Inputs all = make_inputs(whole, dtype);
+    const Tensor out(all.q.view.shape, dtype), lse(lse_shape(whole), wide_dtype(dtype));
+    forward(out, lse, all);
+    const std::int64_t q_row = 4 * 24 * size_of(dtype), kv_row = 2 * 24 * size_of(dtype);
+    for (const std::int64_t batch : {0, 1})
+        for (const auto& [t, count] : {std::pair<std::int64_t, std::int64_t>{0, 1},
+                                       {127, 2},
+                                       {128, 1},
+                                       {333, 1},
+                                       {350, 3},
+                                       {300, 90}}) {
+            const std::int64_t k_len = t + count + 5;  // a cache has room for more
+            Inputs in{Tensor({1, count, 4, 24}, dtype),
+                      Tensor({1, k_len, 2, 24}, dtype),
+                      Tensor({1, k_len, 2, 24}, dtype),
+                      {},
+                      all.scale};
+            std::memcpy(in.q.view.data, all.q.view.data + (batch * 400 + t) * q_row,
+                        static_cast<std::size_t>(count * q_row));
+            for (const auto& [to, from] : {std::pair{&in.k, &all.k}, {&in.v, &all.v}})
+                std::memcpy(to->view.data, from->view.data + batch * 400 * kv_row,
+                            static_cast<std::size_t>(std::min<std::int64_t>(k_len, 400) * kv_row));
+            std::vector<std::int32_t> begin, end;
+            for (std::int64_t r = 0; r < count; ++r) {
+                begin.push_back(
+                    all.keys.begin
+                        .as<std::int32_t>()[static_cast<std::size_t>(batch * 400 + t + r)]);
+                end.push_back(static_cast<std::int32_t>(t + r + 1));
+            }
+            in.keys = {int_tensor(begin), int_tensor(end)};
+            const Tensor alone({1, count, 4, 24}, dtype),
+                alone_lse({1, 4, count}, wide_dtype(dtype));
+            forward(alone, alone_lse, in);
+            CAPTURE(dtype_name(dtype), batch, t, count);
+            CHECK(bytes_of(alone) ==
+                  bytes_of(out.view.reshaped({800, 96}).slice_rows(batch * 400 + t, count)));
+            CHECK(to_double(alone_lse)[0] ==
+                  to_double(lse)[static_cast<std::size_t>(batch * 4 * 400 + t)]);
+        }
 }
 
 TEST_CASE("an attention row without keys is zero and moves no gradient") {

@@ -57,12 +57,17 @@ std::vector<std::int32_t> counting(std::int64_t n, std::int32_t modulus) {
 
 TEST_CASE("attention has the same bits on any number of threads") {
     const DType dtype = GENERATE(DType::fp32, DType::fp16);
-    const Shape q_shape{2, 140, 6, 32}, kv_shape{2, 140, 3, 32}, lse_shape{2, 6, 140};
+    // Heads for all threads, or one head whose tiles they share.
+    const auto [batch, len, heads, kv_heads] =
+        GENERATE(table<std::int64_t, std::int64_t, std::int64_t, std::int64_t>(
+            {{2, 140, 6, 3}, {1, 1100, 2, 1}}));
+    const Shape q_shape{batch, len, heads, 32}, kv_shape{batch, len, kv_heads, 32},
+        lse_shape{batch, heads, len};
     const Tensor q = random_tensor(q_shape, dtype, 1), k = random_tensor(kv_shape, dtype, 2),
                  v = random_tensor(kv_shape, dtype, 3), d_out = random_tensor(q_shape, dtype, 4);
-    std::vector<std::int32_t> begin(280, 0), end;
-    for (int i = 0; i < 280; ++i)
-        end.push_back(i % 140 + 1);
+    std::vector<std::int32_t> begin(static_cast<std::size_t>(batch * len), 0), end;
+    for (std::int64_t i = 0; i < batch * len; ++i)
+        end.push_back(static_cast<std::int32_t>(i % len + 1));
     const Tensor key_begin = int_tensor(begin), key_end = int_tensor(end);
     check_threads({{q_shape, dtype},
                    {lse_shape, DType::fp32},

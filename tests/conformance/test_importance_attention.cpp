@@ -141,14 +141,22 @@ void forward(TensorView out, TensorView lse, const Inputs& in) {
 Shape lse_shape(const Case& s) { return {s.batch, s.n_heads, s.len}; }
 
 struct Gradients {
-    PoisonedTensor d_q, d_k, d_v, d_gate, d_sink_logit;
+    PoisonedTensor d_q, d_k, d_v, d_gate, d_sink;
     std::vector<std::byte> bytes() const {
         std::vector<std::byte> all;
-        for (const PoisonedTensor* t : {&d_q, &d_k, &d_v, &d_gate, &d_sink_logit}) {
+        for (const PoisonedTensor* t : {&d_q, &d_k, &d_v, &d_gate, &d_sink}) {
             const auto more = bytes_of(*t);
             all.insert(all.end(), more.begin(), more.end());
         }
         return all;
+    }
+    /// What the queries give to each head's sink_logit.
+    std::vector<double> d_sink_logit() const {
+        std::vector<double> sums(static_cast<std::size_t>(d_sink.view.shape[2]));
+        const auto values = to_double(d_sink);
+        for (std::size_t i = 0; i < values.size(); ++i)
+            sums[i % sums.size()] += values[i];
+        return sums;
     }
 };
 Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
@@ -157,12 +165,12 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
     forward(out, lse, in);
     Gradients g{poisoned_tensor(in.q.view.shape, dtype), poisoned_tensor(in.k.view.shape, dtype),
                 poisoned_tensor(in.v.view.shape, dtype), poisoned_tensor(in.gate.view.shape, wide),
-                poisoned_tensor(in.sink_logit.view.shape, wide)};
+                poisoned_tensor({s.batch, s.len, s.n_heads}, wide)};
     importance_attention_backward({.d_q = g.d_q,
                                    .d_k = g.d_k,
                                    .d_v = g.d_v,
                                    .d_gate = g.d_gate,
-                                   .d_sink_logit = g.d_sink_logit,
+                                   .d_sink = g.d_sink,
                                    .d_out = d_out,
                                    .out = out,
                                    .lse = lse,
@@ -176,7 +184,7 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
                                    .rule = in.rule,
                                    .scale = in.scale},
                                   {});
-    for (const PoisonedTensor* t : {&g.d_q, &g.d_k, &g.d_v, &g.d_gate, &g.d_sink_logit})
+    for (const PoisonedTensor* t : {&g.d_q, &g.d_k, &g.d_v, &g.d_gate, &g.d_sink})
         CHECK(t->guards_intact());
     return g;
 }
@@ -259,7 +267,21 @@ TEST_CASE("importance_attention_backward meets central differences of the forwar
     CHECK(error(g.d_k, in.k) < kDifferenceTolerance);
     CHECK(error(g.d_v, in.v) < kDifferenceTolerance);
     CHECK(error(g.d_gate, in.gate) < kDifferenceTolerance);
-    CHECK(error(g.d_sink_logit, in.sink_logit) < kDifferenceTolerance);
+    CHECK(relative_error(g.d_sink_logit(), central_differences(in.sink_logit, loss)) <
+          kDifferenceTolerance);
+}
+
+TEST_CASE("what a query gives to the sink logit is its own") {
+    const Case s{2, 70, 2, 1, 4, 1000, {6, 2, 3}};
+    const Inputs in = make_inputs(s, DType::fp64);
+    const Tensor d_out(in.q.view.shape, DType::fp64);
+    constexpr std::int64_t kRow = 70 + 66;  // query 66 of the second entry
+    for (double& x : d_out.view.reshaped({2 * 70, 2 * 4}).row<double>(kRow))
+        x = 1.0;
+    const Gradients g = backward(s, in, d_out);
+    const auto values = to_double(g.d_sink);
+    for (std::size_t i = 0; i < values.size(); ++i)
+        CHECK((values[i] != 0.0) == (i / 2 == kRow));
 }
 
 TEST_CASE("importance_attention_backward over two chunks meets directional differences in fp64") {
@@ -269,7 +291,7 @@ TEST_CASE("importance_attention_backward over two chunks meets directional diffe
     const Gradients g = backward(s, in, d_out);
     const Tensor out(in.q.view.shape, DType::fp64), lse(lse_shape(s), DType::fp64);
     std::uint64_t seed = 20;
-    const auto check = [&](const PoisonedTensor& gradient, const Tensor& of) {
+    const auto check = [&](const ConstTensorView& gradient, const Tensor& of) {
         const Tensor direction = random_tensor(of.view.shape, DType::fp64, ++seed);
         const auto values = of.as<double>(), way = direction.as<double>();
         const auto loss_at = [&](double step) {
@@ -289,7 +311,9 @@ TEST_CASE("importance_attention_backward over two chunks meets directional diffe
     check(g.d_k, in.k);
     check(g.d_v, in.v);
     check(g.d_gate, in.gate);
-    check(g.d_sink_logit, in.sink_logit);
+    const Tensor d_sink_logit(in.sink_logit.view.shape, DType::fp64);
+    std::ranges::copy(g.d_sink_logit(), d_sink_logit.as<double>().begin());
+    check(d_sink_logit, in.sink_logit);
 }
 
 TEST_CASE("importance_attention_backward in fp32 and bf16 meets fp64, over several chunks") {
@@ -314,7 +338,7 @@ TEST_CASE("importance_attention_backward in fp32 and bf16 meets fp64, over sever
         CHECK(relative_error(to_double(g.d_k), to_double(wide.d_k)) < allowed);
         CHECK(relative_error(to_double(g.d_v), to_double(wide.d_v)) < allowed);
         CHECK(relative_error(to_double(g.d_gate), to_double(wide.d_gate)) < allowed);
-        CHECK(relative_error(to_double(g.d_sink_logit), to_double(wide.d_sink_logit)) < allowed);
+        CHECK(relative_error(to_double(g.d_sink), to_double(wide.d_sink)) < allowed);
     }
 }
 
@@ -341,6 +365,106 @@ TEST_CASE("a window or a choice that holds everything is dense attention") {
                       {});
     CHECK(relative_error(to_double(out), to_double(dense)) < 1e-12);
     CHECK(relative_error(to_double(lse), to_double(dense_lse)) < 1e-12);
+}
+
+TEST_CASE("a local window is dense attention under a window's mask") {
+    const std::int64_t window = GENERATE(1, 30, 64, 200);
+    const Case s{2, 300, 2, 1, 16, 170, {window, 0, 0}};
+    Inputs in = make_inputs(s, DType::fp64);
+    in.gate = {};
+    in.sink_logit = {};
+    std::vector<std::int32_t> begins, ends;
+    for (std::int64_t i = 0; i < s.batch * s.len; ++i) {
+        const auto t = static_cast<std::int32_t>(i % s.len);
+        begins.push_back(std::max(in.key_begin.as<std::int32_t>()[static_cast<std::size_t>(i)],
+                                  t - static_cast<std::int32_t>(window) + 1));
+        ends.push_back(t + 1);
+    }
+    const Tensor key_begin = int_tensor(begins), key_end = int_tensor(ends);
+    const Tensor d_out = random_tensor(in.q.view.shape, DType::fp64, 9);
+    const Tensor out(in.q.view.shape, DType::fp64), lse(lse_shape(s), DType::fp64),
+        dense(in.q.view.shape, DType::fp64), dense_lse(lse_shape(s), DType::fp64),
+        d_q(in.q.view.shape, DType::fp64), d_k(in.k.view.shape, DType::fp64),
+        d_v(in.k.view.shape, DType::fp64), dense_d_q(in.q.view.shape, DType::fp64),
+        dense_d_k(in.k.view.shape, DType::fp64), dense_d_v(in.k.view.shape, DType::fp64);
+    forward(out, lse, in);
+    importance_attention_backward({.d_q = d_q,
+                                   .d_k = d_k,
+                                   .d_v = d_v,
+                                   .d_out = d_out,
+                                   .out = out,
+                                   .lse = lse,
+                                   .q = in.q,
+                                   .k = in.k,
+                                   .v = in.v,
+                                   .expiry = in.expiry,
+                                   .key_begin = in.key_begin,
+                                   .rule = in.rule,
+                                   .scale = in.scale},
+                                  {});
+    attention_forward({.out = dense,
+                       .lse = dense_lse,
+                       .q = in.q,
+                       .k = in.k,
+                       .v = in.v,
+                       .key_begin = key_begin,
+                       .key_end = key_end,
+                       .scale = in.scale},
+                      {});
+    attention_backward({.d_q = dense_d_q,
+                        .d_k = dense_d_k,
+                        .d_v = dense_d_v,
+                        .d_out = d_out,
+                        .out = dense,
+                        .lse = dense_lse,
+                        .q = in.q,
+                        .k = in.k,
+                        .v = in.v,
+                        .key_begin = key_begin,
+                        .key_end = key_end,
+                        .scale = in.scale},
+                       {});
+    CAPTURE(window);
+    CHECK(relative_error(to_double(out), to_double(dense)) < 1e-12);
+    CHECK(relative_error(to_double(lse), to_double(dense_lse)) < 1e-12);
+    // A window of 1 has probabilities of 1, and gradients of scores that are rounding errors.
+    if (window > 1) {
+        CHECK(relative_error(to_double(d_q), to_double(dense_d_q)) < 1e-11);
+        CHECK(relative_error(to_double(d_k), to_double(dense_d_k)) < 1e-11);
+    }
+    CHECK(relative_error(to_double(d_v), to_double(dense_d_v)) < 1e-11);
+}
+
+TEST_CASE("importance_attention lets no NaN or infinity through that a query does not see") {
+    const Case s{1, 300, 2, 1, 8, 100, {12, 2, 6}};
+    const auto poison =
+        GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
+    Inputs in = make_inputs(s, DType::fp32);
+    Tensor d_out = random_tensor(in.q.view.shape, DType::fp32, 9);
+    const auto results = [&] {
+        const Tensor out(in.q.view.shape, DType::fp32), lse(lse_shape(s), DType::fp32);
+        forward(out, lse, in);
+        const Gradients g = backward(s, in, d_out);
+        return std::vector{bytes_of(out.view.reshaped({300, 16}).slice_rows(100, 70)),
+                           bytes_of(g.d_q.view.reshaped({300, 16}).slice_rows(100, 70)),
+                           bytes_of(g.d_k.view.reshaped({300, 8}).slice_rows(200, 100)),
+                           bytes_of(g.d_v.view.reshaped({300, 8}).slice_rows(200, 100)),
+                           bytes_of(g.d_gate.view.reshaped({300, 1}).slice_rows(200, 100))};
+    };
+    const auto clean = results();
+    for (const std::int64_t row : {99, 170, 199}) {
+        for (const Tensor* t : {&in.k, &in.v})
+            for (float& x : t->view.reshaped({300, 8}).row<float>(row))
+                x = poison;
+        for (const Tensor* t : {&in.q, &d_out})
+            for (float& x : t->view.reshaped({300, 16}).row<float>(row))
+                x = poison;
+    }
+    const auto poisoned = results();
+    for (std::size_t i = 0; i < clean.size(); ++i) {
+        CAPTURE(i);
+        CHECK(poisoned[i] == clean[i]);
+    }
 }
 
 TEST_CASE(

@@ -1,0 +1,58 @@
+#include "kernels/importance_cache.h"
+
+#include "kernels/attention_checks.h"
+#include "kernels/cpu/ops.h"
+
+namespace stoa {
+
+ImportanceCache make_importance_cache(const KeyRule& rule, std::int64_t n_kv_heads,
+                                      std::int64_t head_dim, DType dtype) {
+    require_rule(rule);
+    require(n_kv_heads > 0 && head_dim > 0, "importance_cache: n_kv_heads, head_dim", "> 0",
+            std::to_string(n_kv_heads) + ", " + std::to_string(head_dim));
+    // Twice the window, so that it moves back to the beginning only once per window.
+    const std::int64_t rows = rule.sinks + rule.keep + 2 * rule.window;
+    return {.rule = rule,
+            .window_begin = rule.sinks + rule.keep,
+            .k = Tensor({n_kv_heads, rows, head_dim}, dtype),
+            .v = Tensor({n_kv_heads, rows, head_dim}, dtype),
+            .gate = Tensor({n_kv_heads, rows}, wide_dtype(dtype)),
+            .importance = Tensor({n_kv_heads, rows}, DType::fp64)};
+}
+
+std::int64_t importance_cache_bytes(const ImportanceCache& cache) {
+    return cache.k.view.bytes() + cache.v.view.bytes() + cache.gate.view.bytes() +
+           cache.importance.view.bytes();
+}
+
+void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& args,
+                             const Exec& exec) {
+    require_cpu(exec, "importance_cache");
+    require(args.scale > 0.0, "importance_cache: scale", "> 0", std::to_string(args.scale));
+    require(args.q.shape.rank == 3, "importance_cache: q", "(q_len, n_heads, head_dim)",
+            args.q.shape.str());
+    const std::int64_t q_len = args.q.shape[0], n_heads = args.q.shape[1];
+    const std::int64_t n_kv_heads = cache.k.view.shape[0], dim = cache.k.view.shape[2];
+    const DType dtype = cache.k.view.dtype, wide = wide_dtype(dtype);
+    require(n_heads % n_kv_heads == 0, "importance_cache: n_kv_heads", "divisor of n_heads",
+            std::to_string(n_kv_heads) + " for q " + args.q.shape.str());
+    require_shape(args.q, {q_len, n_heads, dim}, "importance_cache: q");
+    require_shape(args.out, args.q.shape, "importance_cache: out");
+    for (const ConstTensorView& t : {args.k, args.v})
+        require_shape(t, {q_len, n_kv_heads, dim}, "importance_cache: k, v");
+    for (const ConstTensorView& t : {args.q, args.k, args.v, ConstTensorView(args.out)})
+        require_dtype(t, dtype, "importance_cache: dtype");
+    if (!args.gate.empty()) {
+        require_shape(args.gate, {q_len, n_kv_heads}, "importance_cache: gate");
+        require_dtype(args.gate, wide, "importance_cache: gate");
+    }
+    if (cache.rule.keep > 0)
+        require_shape(args.importance, {q_len, n_kv_heads}, "importance_cache: importance");
+    if (!args.sink_logit.empty()) {
+        require_numel(args.sink_logit, n_heads, "importance_cache: sink_logit");
+        require_dtype(args.sink_logit, wide, "importance_cache: sink_logit");
+    }
+    cpu::importance_cache_attend(cache, args);
+}
+
+}  // namespace stoa
