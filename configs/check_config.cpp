@@ -8,29 +8,10 @@
 #include "configs/config_schema.h"
 #include "configs/load_run_config.h"
 #include "configs/recipe.h"
+#include "configs/rules.h"
 
 namespace stoa {
 namespace {
-
-struct Rules {
-    const KeyPlaces& places;
-    std::vector<Problem>& problems;
-
-    /// The first of the keys that was given; a default has no place.
-    Place place_of(const std::vector<std::string>& keys) const {
-        for (const std::string& key : keys)
-            if (const auto it = places.given.find(key); it != places.given.end()) return it->second;
-        return {};
-    }
-    /// Reports unless `ok`, or unless one of the keys is already known to be wrong.
-    void require(bool ok, const std::vector<std::string>& keys, const std::string& what,
-                 const std::string& fix) {
-        if (ok || std::any_of(keys.begin(), keys.end(),
-                              [&](const auto& k) { return places.is_wrong(k); }))
-            return;
-        problems.push_back({place_of(keys), what, fix});
-    }
-};
 
 std::int64_t nearest_multiple(std::int64_t n, std::int64_t divisor) {
     const std::int64_t below = n / divisor * divisor;
@@ -335,6 +316,7 @@ void check_rules(const RunConfig& config, const KeyPlaces& places, std::vector<P
     check_zero(config, rules);
     check_sequence(config, rules);
     check_stages(config, rules);
+    check_attention(config, rules);
     check_sources(config, rules);
     check_schedule(config, rules);
 }

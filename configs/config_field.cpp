@@ -1,4 +1,4 @@
-// Reading and printing one value of each type of the schema.
+// Reading one value of each type of the schema.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -6,61 +6,12 @@
 
 #include "configs/config_schema.h"
 #include "configs/config_units.h"
+#include "configs/config_words.h"
 #include "configs/load_run_config.h"
 #include "configs/recipe.h"
 
 namespace stoa {
 namespace {
-
-template <class... Fs>
-struct overloaded : Fs... {
-    using Fs::operator()...;
-};
-template <class... Fs>
-overloaded(Fs...) -> overloaded<Fs...>;
-
-// The words of each choice, in the order of its enum.
-std::vector<std::string> words_of(Recompute) { return {"none", "selective", "full"}; }
-std::vector<std::string> words_of(Recipe) { return {"fp32", "bf16", "r30", "r45", "r50", "fp64"}; }
-std::vector<std::string> words_of(Format) {
-    return {"auto", "fp32", "bf16", "fp16", "fp8", "fp24"};
-}
-std::vector<std::string> words_of(Moments) { return {"auto", "fp32", "bf16", "fp8-bf16", "fp8"}; }
-std::vector<std::string> words_of(ScheduleKind) { return {"wsd", "cosine", "linear", "constant"}; }
-std::vector<std::string> words_of(SourceKind) { return {"shards", "reasoning"}; }
-std::vector<std::string> words_of(LossOn) { return {"all", "solution"}; }
-
-template <class E>
-concept Choice = std::is_enum_v<E>;
-
-std::string joined(const std::vector<std::string>& words) {
-    std::string s;
-    for (const std::string& w : words)
-        s += (s.empty() ? "" : " | ") + w;
-    return s;
-}
-
-std::string quoted(const std::string& s) {
-    // Plain where YAML cannot take it for anything else (null, ~ and comments are why this is
-    // narrow).
-    const bool plain = !s.empty() && s != "null" && s != "Null" && s != "NULL" &&
-                       s.front() != '-' && std::all_of(s.begin(), s.end(), [](char c) {
-                           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                                  (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.' ||
-                                  c == '/';
-                       });
-    if (plain) return s;
-    std::string out = "\"";
-    for (const char c : s) {
-        if (c == '"' || c == '\\')
-            out += std::string("\\") + c;
-        else if (static_cast<unsigned char>(c) < 0x20)
-            out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-        else
-            out += c;
-    }
-    return out + "\"";
-}
 
 bool in_range(double value, const KeyRange& r) {
     return (r.open_low ? value > r.low : value >= r.low) &&
@@ -120,7 +71,12 @@ struct Reader {
         return need_scalar(node) && number(node, parse_seed(node.text), out);
     }
     bool read(const ConfigNode& node, double* out) {
-        return need_scalar(node) && number(node, parse_real(node.text), out);
+        if (!need_scalar(node)) return false;
+        if (row.flag == KeyRow::automatic && node.text == "auto") {
+            *out = 0.0;
+            return true;
+        }
+        return number(node, parse_real(node.text), out);
     }
     bool read(const ConfigNode& node, FractionField f) {
         return need_scalar(node) && number(node, parse_fraction(node.text), f.value);
@@ -133,13 +89,61 @@ struct Reader {
         return true;
     }
     bool read(const ConfigNode& node, BetasField f) {
-        if (node.kind != ConfigNode::Kind::list || node.items.size() != 2)
-            return refuse(node, "expected a list of two numbers");
-        double beta1 = 0.0, beta2 = 0.0;
+        if (node.kind != ConfigNode::Kind::list || node.items.size() < 2 || node.items.size() > 3)
+            return refuse(node, "expected a list of two numbers, or three with epsilon");
+        double beta1 = 0.0, beta2 = 0.0, eps = OptimizerConfig{}.eps;
         if (!read(node.items[0], &beta1) || !read(node.items[1], &beta2)) return false;
+        if (node.items.size() == 3 && (!read(node.items[2], &eps) || eps <= 0.0))
+            return refuse(node.items[2], "expected an epsilon above 0");
         *f.beta1 = beta1;
         *f.beta2 = beta2;
+        *f.eps = eps;
         return true;
+    }
+    // 100, or 100 of 96 tokens
+    bool read(const ConfigNode& node, ProblemsField f) {
+        if (!need_scalar(node)) return false;
+        const std::string between = " of ";
+        const std::size_t at = node.text.find(between);
+        if (!read({node.kind, node.place, node.text.substr(0, at), {}, {}}, f.problems))
+            return false;
+        if (at == std::string::npos) return true;
+        const auto tokens = parse_count(node.text.substr(at + between.size()), "tokens");
+        if (!tokens.ok() || tokens.value < 1 || tokens.value > (1 << 20))
+            return refuse(node, "expected a number of tokens behind of (100 of 96 tokens)");
+        *f.tokens = tokens.value;
+        return true;
+    }
+    // A kind, or keys of attention_rows().
+    bool read(const ConfigNode& node, AttentionField f) {
+        AttentionConfig read_here = *f.model;
+        const auto key = [&](const std::string& name, const ConfigNode& value) {
+            const auto at = std::ranges::find_if(attention_rows(),
+                                                 [&](const KeyRow& r) { return name == r.key; });
+            if (at != attention_rows().end())
+                return read_field(*at, path + "." + name, value, {.attention = &read_here},
+                                  problems);
+            std::vector<std::string> names;
+            for (const KeyRow& r : attention_rows())
+                names.emplace_back(r.key);
+            const auto close = suggest(name, names);
+            problems.push_back({value.place, fmt::format("unknown key '{}.{}'", path, name),
+                                close.empty()
+                                    ? fmt::format("keys here: {}", fmt::join(names, ", "))
+                                    : fmt::format("did you mean '{}.{}'?", path, close.front())});
+            return false;
+        };
+        bool good = true;
+        if (node.kind == ConfigNode::Kind::scalar) good = key("kind", node);
+        if (node.kind == ConfigNode::Kind::list) return refuse(node, "expected " + type_text(row));
+        for (const auto& entry : node.entries) {
+            ConfigNode value = entry.value;
+            if (value.place.kind == Place::Kind::none) value.place = entry.place;
+            good = key(entry.key, value) && good;
+        }
+        if (good && f.stage == nullptr) *f.model = read_here;
+        if (good && f.stage != nullptr) *f.stage = read_here;
+        return good;
     }
     bool read(const ConfigNode& node, WarmupField f) {
         if (!need_scalar(node)) return false;
@@ -330,126 +334,6 @@ bool read_field(const KeyRow& row, const std::string& path, const ConfigNode& no
         return false;
     }
     return std::visit([&](auto field) { return reader.read(node, field); }, row.field(target));
-}
-
-std::string print_field(const KeyRow& row, ConfigTarget target) {
-    return std::visit(
-        overloaded{
-            [](const std::string* s) { return quoted(*s); },
-            [&](const std::int64_t* n) {
-                return row.flag == KeyRow::automatic && *n == 0 ? "auto"
-                                                                : format_count(*n, row.unit);
-            },
-            [](const std::uint64_t* n) { return fmt::format("{}", *n); },
-            [](const double* x) { return fmt::format("{}", *x); },
-            [](const bool* b) { return std::string(*b ? "true" : "false"); },
-            [](FractionField f) { return fmt::format("{}", *f.value); },
-            [](BetasField f) { return fmt::format("[{}, {}]", *f.beta1, *f.beta2); },
-            [](WarmupField f) {
-                return *f.tokens >= 0 ? format_count(*f.tokens, "tokens")
-                                      : fmt::format("{}", *f.fraction);
-            },
-            [](RecomputeField f) {
-                std::string s = words_of(*f.policy)[static_cast<std::size_t>(*f.policy)];
-                for (const std::string& range : *f.layers)
-                    s += " " + range;
-                return s;
-            },
-            [](TpField f) { return fmt::format("{}{}", *f.ranks, *f.sequence ? " sequence" : ""); },
-            [](ZeroField f) {
-                static constexpr const char* kWords[] = {"", " beside", " blocking"};
-                return fmt::format("{}{}", *f.level, kWords[static_cast<int>(*f.overlap)]);
-            },
-            [](DeterminismField f) -> std::string {
-                if (*f.mode == Determinism::automatic) return "auto";
-                if (*f.mode == Determinism::fast) return "fast";
-                return *f.dp_shards == 0 ? "elastic"
-                                         : fmt::format("elastic {}x{}", *f.dp_shards, *f.tp_chunks);
-            },
-            [](IntervalField f) {
-                return (*f.seconds > 0.0 ? format_duration(*f.seconds)
-                                         : format_count(*f.steps, "steps")) +
-                       (*f.blocking ? " blocking" : "");
-            },
-            [](KeepField f) {
-                return fmt::format("{}", *f.newest) +
-                       (*f.every_steps > 0 ? " + every " + format_count(*f.every_steps, "steps")
-                                           : "");
-            },
-            [&row](const std::vector<std::string>* names) -> std::string {
-                if (names->empty() && row.flag == KeyRow::automatic) return "auto";
-                std::string s;
-                for (const std::string& n : *names)
-                    s += (s.empty() ? "" : ", ") + quoted(n);
-                return "[" + s + "]";
-            },
-            [](const std::map<std::string, double>* mix) {
-                std::string s;
-                for (const auto& [name, share] : *mix)
-                    s += fmt::format("{}{}: {}", s.empty() ? "" : ", ", quoted(name), share);
-                return "{" + s + "}";
-            },
-            []<Choice E>(E* value) { return words_of(E{})[static_cast<std::size_t>(*value)]; },
-        },
-        row.field(target));
-}
-
-std::string type_text(const KeyRow& row) {
-    RunConfig run;
-    StageConfig stage;
-    SourceConfig source;
-    const std::string unit = *row.unit ? fmt::format(" of {}", row.unit) : "";
-    return std::visit(
-        overloaded{
-            [](std::string*) -> std::string { return "text"; },
-            [&](std::int64_t*) {
-                return (row.flag == KeyRow::automatic ? "auto or a whole number"
-                                                      : "a whole number") +
-                       unit;
-            },
-            [](std::uint64_t*) -> std::string { return "a whole number"; },
-            [](double*) -> std::string { return "a number"; },
-            [](bool*) -> std::string { return "true or false"; },
-            [](FractionField) -> std::string { return "a fraction or percentage"; },
-            [](BetasField) -> std::string { return "a list of two numbers"; },
-            [](WarmupField) -> std::string { return "a percentage or tokens"; },
-            [](RecomputeField) { return joined(words_of(Recompute{})) + ", and blocks"; },
-            [](TpField) -> std::string { return "a whole number, and sequence"; },
-            [](ZeroField) -> std::string { return "0, 1, 2 or 3, and beside or blocking"; },
-            [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
-            [](IntervalField) -> std::string { return "steps or a duration, and blocking"; },
-            [](KeepField) -> std::string { return "a whole number, and every N steps"; },
-            [](std::vector<std::string>*) -> std::string { return "a list of names"; },
-            [](std::map<std::string, double>*) -> std::string {
-                return "a map from source to share";
-            },
-            []<Choice E>(E*) { return joined(words_of(E{})); },
-        },
-        row.field({&run, &stage, &source}));
-}
-
-std::string range_text(const KeyRow& row) {
-    const KeyRange& r = row.range;
-    const bool low = r.low != -std::numeric_limits<double>::infinity();
-    const bool high = r.high != std::numeric_limits<double>::infinity();
-    const auto text = [](double x) {  // 16777216, not 1.6777216e+07
-        return x == static_cast<double>(static_cast<std::int64_t>(x)) && x < 1e9
-                   ? fmt::format("{}", static_cast<std::int64_t>(x))
-                   : fmt::format("{}", x);
-    };
-    if (!low && !high) return "";
-    if (!high) return fmt::format("{} {}", r.open_low ? ">" : ">=", text(r.low));
-    return fmt::format("{}{}, {}{}", r.open_low ? "(" : "[", text(r.low), text(r.high),
-                       r.open_high ? ")" : "]");
-}
-
-std::string default_text(const KeyRow& row) {
-    if (row.flag == KeyRow::required) return "(required)";
-    RunConfig run;
-    StageConfig stage;
-    SourceConfig source;
-    const std::string text = print_field(row, {&run, &stage, &source});
-    return text == "\"\"" || text == "[]" ? "(none)" : text;
 }
 
 }  // namespace stoa

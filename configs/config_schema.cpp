@@ -37,6 +37,7 @@ const std::vector<KeyRow>& key_rows() {
         {"model.rope_theta", "", between(1, 1e12), plain, "base of the rotary angles", [](T t) -> F { return &t.run->model.rope_theta; }},
         {"model.norm_eps", "", above(0, 1), plain, "epsilon of RMSNorm", [](T t) -> F { return &t.run->model.norm_eps; }},
         {"model.init_std", "", above(0, 10), plain, "standard deviation of the initial weights", [](T t) -> F { return &t.run->model.init_std; }},
+        {"model.attention", "", kAny, plain, "which keys a query sees: dense, or keys of their own ({kind: dynamic, window: 512}; docs/dynamic-attention.md)", [](T t) -> F { return AttentionField{&t.run->model.attention, nullptr}; }},
 
         {"parallel.dp", "", between(0, 1 << 20), automatic, "data-parallel replicas; auto: ranks / tp", [](T t) -> F { return &t.run->parallel.dp; }},
         {"parallel.tp", "", between(1, 1024), plain, "ranks that share each layer (tensor parallel); 2 sequence: they share out the rows of the residual stream and the norms, too", [](T t) -> F { return TpField{&t.run->parallel.tp, &t.run->parallel.sequence}; }},
@@ -55,8 +56,7 @@ const std::vector<KeyRow>& key_rows() {
         {"precision.adaptive", "", kAny, plain, "take layers out of fp8, and attention out of fp16, where their numbers do not fit", [](T t) -> F { return &t.run->precision.adaptive; }},
 
         {"optimizer.lr", "", above(0, 1), plain, "peak learning rate of AdamW", [](T t) -> F { return &t.run->optimizer.lr; }},
-        {"optimizer.betas", "", {0, 1, false, true}, plain, "decay of the first and second moment", [](T t) -> F { return BetasField{&t.run->optimizer.beta1, &t.run->optimizer.beta2}; }},
-        {"optimizer.eps", "", above(0, 1), plain, "epsilon of AdamW", [](T t) -> F { return &t.run->optimizer.eps; }},
+        {"optimizer.betas", "", {0, 1, false, true}, plain, "decay of the first and second moment; a third number: epsilon of AdamW (1e-8)", [](T t) -> F { return BetasField{&t.run->optimizer.beta1, &t.run->optimizer.beta2, &t.run->optimizer.eps}; }},
         {"optimizer.weight_decay", "", between(0, 10), plain, "decoupled weight decay of the matrices", [](T t) -> F { return &t.run->optimizer.weight_decay; }},
         {"optimizer.max_norm", "", between(0, 1e9), plain, "clip the global gradient norm to this; 0: off", [](T t) -> F { return &t.run->optimizer.max_norm; }},
         {"optimizer.max_skips", "steps", between(1, 1e9), plain, "non-finite steps in a row after which the run stops (exit code 7)", [](T t) -> F { return &t.run->optimizer.max_skips; }},
@@ -76,6 +76,7 @@ const std::vector<KeyRow>& key_rows() {
         {"stages[].mix", "", above(0, 1), required, "share of each source; the shares sum to 1", [](T t) -> F { return &t.stage->mix; }},
         {"stages[].lr_scale", "", above(0, 100), plain, "multiplies the schedule within the stage", [](T t) -> F { return &t.stage->lr_scale; }},
         {"stages[].lr_warmup", "tokens", between(0, 1e15), plain, "warm the learning rate up again over the first tokens of the stage", [](T t) -> F { return &t.stage->lr_warmup_tokens; }},
+        {"stages[].attention", "", kAny, plain, "what differs from model.attention in this stage ({kind: dense})", [](T t) -> F { return AttentionField{&t.run->model.attention, &t.stage->attention}; }},
 
         {"data.tokenizer", "", kAny, required, "path of tokenizer.json", [](T t) -> F { return &t.run->data.tokenizer; }},
         {"data.sources.<name>.kind", "", kAny, required, "shards: files of `stoa data build`; reasoning: generated problems", [](T t) -> F { return &t.source->kind; }},
@@ -89,10 +90,29 @@ const std::vector<KeyRow>& key_rows() {
 
         {"eval.every", "steps", between(0, 1e12), plain, "steps between evaluations; 0: only at stage ends", [](T t) -> F { return &t.run->eval.every_steps; }},
         {"eval.sequences", "sequences", between(0, 1e6), plain, "held-out sequences of each shards source", [](T t) -> F { return &t.run->eval.sequences; }},
-        {"eval.problems", "problems", between(0, 1e6), plain, "held-out problems of each reasoning family", [](T t) -> F { return &t.run->eval.problems; }},
-        {"eval.max_new_tokens", "tokens", between(1, 1 << 20), plain, "longest answer to a held-out problem", [](T t) -> F { return &t.run->eval.max_new_tokens; }},
+        {"eval.problems", "problems", between(0, 1e6), plain, "held-out problems of each reasoning family; 100 of 96 tokens: and the longest answer", [](T t) -> F { return ProblemsField{&t.run->eval.problems, &t.run->eval.max_new_tokens}; }},
 
         {"log.every", "steps", between(1, 1e12), plain, "steps between log lines", [](T t) -> F { return &t.run->log.every_steps; }},
+    };
+    // clang-format on
+    return rows;
+}
+
+const std::vector<KeyRow>& attention_rows() {
+    using enum KeyRow::Flag;
+    // clang-format off
+    static const std::vector<KeyRow> rows = {
+        {"kind", "", kAny, plain, "dense: all keys; window: the last ones; dynamic: those, and keys that the model selects", [](T t) -> F { return &t.attention->kind; }},
+        {"selector", "", kAny, plain, "of dynamic: tree: each query descends a tree of key blocks; importance: the tokens that are most important to all queries", [](T t) -> F { return &t.attention->selector; }},
+        {"layers", "", kAny, plain, "a letter per layer, repeated (PPPT): D dense, W window, T tree, P importance; without: all as kind and selector", [](T t) -> F { return &t.attention->layers; }},
+        {"window", "tokens", between(1, 1 << 20), plain, "last tokens that are always seen", [](T t) -> F { return &t.attention->window; }},
+        {"sinks", "tokens", between(0, 1 << 10), plain, "first tokens that are always seen", [](T t) -> F { return &t.attention->sinks; }},
+        {"leaf", "tokens", between(2, 1 << 10), plain, "tree: tokens of a leaf", [](T t) -> F { return &t.attention->leaf; }},
+        {"fanout", "", between(2, 64), plain, "tree: children of a node", [](T t) -> F { return &t.attention->fanout; }},
+        {"beam", "", between(1, 1 << 10), plain, "tree: nodes of a level that a query expands; so many leaves it reads", [](T t) -> F { return &t.attention->beam; }},
+        {"keep", "tokens", between(1, 1 << 16), plain, "importance: tokens that are kept of all that left the window", [](T t) -> F { return &t.attention->keep; }},
+        {"rotate", "", between(0, 1), automatic, "part of each head that the rotary embedding turns, the same in all stages; auto: half where a stage is dynamic, else all", [](T t) -> F { return &t.attention->rotate; }},
+        {"stretch", "", between(1, 1 << 20), plain, "position interpolation: a context so many times the one learned before counts its positions in such parts", [](T t) -> F { return &t.attention->stretch; }},
     };
     // clang-format on
     return rows;
@@ -109,7 +129,7 @@ const std::map<std::string, std::string>& key_aliases() {
         {"accumulate_grad_batches", "batch.global_batch"},
         {"adam_beta1", "optimizer.betas"},
         {"adam_beta2", "optimizer.betas"},
-        {"adam_eps", "optimizer.eps"},
+        {"adam_eps", "optimizer.betas"},
         {"batch_size", "batch.global_batch"},
         {"clip", "optimizer.max_norm"},
         {"clip_grad", "optimizer.max_norm"},
@@ -119,6 +139,7 @@ const std::map<std::string, std::string>& key_aliases() {
         {"dtype", "precision.recipe"},
         {"embed_dim", "model.d_model"},
         {"epochs", "stages[].tokens"},
+        {"eps", "optimizer.betas"},
         {"eval_interval", "eval.every"},
         {"ffn_hidden_size", "model.d_ff"},
         {"grad_clip", "optimizer.max_norm"},
@@ -135,6 +156,7 @@ const std::map<std::string, std::string>& key_aliases() {
         {"lr_scheduler", "schedule.kind"},
         {"lr_scheduler_type", "schedule.kind"},
         {"max_grad_norm", "optimizer.max_norm"},
+        {"max_new_tokens", "eval.problems"},
         {"max_seq_len", "stages[].seq_len"},
         {"max_steps", "stages[].tokens"},
         {"micro_batch_size", "batch.micro_batch"},
@@ -157,6 +179,7 @@ const std::map<std::string, std::string>& key_aliases() {
         {"per_device_train_batch_size", "batch.micro_batch"},
         {"recompute_layers", "parallel.recompute"},
         {"rms_norm_eps", "model.norm_eps"},
+        {"rope_scaling", "model.attention"},
         {"save_every", "checkpoint.every"},
         {"save_interval", "checkpoint.every"},
         {"save_steps", "checkpoint.every"},
@@ -164,6 +187,7 @@ const std::map<std::string, std::string>& key_aliases() {
         {"scheduler", "schedule.kind"},
         {"seq_length", "stages[].seq_len"},
         {"sequence_length", "stages[].seq_len"},
+        {"sliding_window", "model.attention"},
         {"steps", "stages[].tokens"},
         {"tensor_parallel", "parallel.tp"},
         {"tie_word_embeddings", "model.tie_embeddings"},

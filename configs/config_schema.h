@@ -17,11 +17,20 @@ struct ConfigTarget {
     RunConfig* run = nullptr;
     StageConfig* stage = nullptr;
     SourceConfig* source = nullptr;
+    AttentionConfig* attention = nullptr;  // rows of attention_rows() use it
 };
 
 // Fields that one key spreads over two variables.
 struct BetasField {
-    double *beta1, *beta2;
+    double *beta1, *beta2, *eps;
+};
+struct ProblemsField {
+    std::int64_t *problems, *tokens;
+};
+struct AttentionField {
+    AttentionConfig* model;
+    std::optional<AttentionConfig>*
+        stage;  // null: the model's own; else it begins from the model's
 };
 struct WarmupField {
     double* fraction;
@@ -57,9 +66,10 @@ struct FractionField {
 using ConfigField =
     std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
                  BetasField, WarmupField, IntervalField, KeepField, DeterminismField,
-                 RecomputeField, ZeroField, TpField, std::vector<std::string>*,
-                 std::map<std::string, double>*, Recompute*, Recipe*, Format*, Moments*,
-                 ScheduleKind*, SourceKind*, LossOn*>;
+                 RecomputeField, ZeroField, TpField, ProblemsField, AttentionField,
+                 std::vector<std::string>*, std::map<std::string, double>*, Recompute*, Recipe*,
+                 Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*, AttentionKind*,
+                 KeySelector*>;
 
 struct KeyRange {
     double low = -std::numeric_limits<double>::infinity();
@@ -76,6 +86,8 @@ struct KeyRow {
     ConfigField (*field)(ConfigTarget);
 };
 const std::vector<KeyRow>& key_rows();
+/// What may stand inside model.attention and stages[].attention.
+const std::vector<KeyRow>& attention_rows();
 /// The row of a schema path, or nullptr.
 const KeyRow* find_key_row(const std::string& key);
 

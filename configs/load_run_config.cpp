@@ -160,7 +160,7 @@ void Walk::fill_stages(ConfigNode& list) {
             problems.push_back(
                 {item.place, fmt::format("stages.{}: expected keys, got {}", i, item.kind_name()),
                  "a stage has name, tokens, seq_len and mix"});
-        if (is_map) fill(item, "stages[].", path, {&config, &config.stages[i], nullptr});
+        if (is_map) fill(item, "stages[].", path, {&config, &config.stages[i]});
         if (is_map) require_keys("stages[].", path, item.place);
         for (const char* key : {"name", "tokens", "mix"})
             if (!is_map) places.wrong.insert(path + key);
@@ -318,6 +318,8 @@ LoadedConfig load_run_config_text(const std::string& text, const std::string& pa
     for (std::size_t i = 0; i < overrides.size(); ++i)
         apply_override(root, source, static_cast<int>(i), walk.problems);
     if (readable) {
+        // A stage's attention begins from the model's.
+        std::ranges::stable_partition(root.entries, [](const auto& e) { return e.key == "model"; });
         walk.fill(root, "", "", {&walk.config, nullptr, nullptr});
         const auto data = walk.places.given.find("data");
         if (!walk.places.is_wrong("data"))
@@ -341,13 +343,24 @@ LoadedConfig load_run_config(const std::string& path, const std::vector<std::str
     return load_run_config_text(read_file(path), path, overrides);
 }
 
+namespace {
+
+std::vector<SchemaKey> described(const std::vector<KeyRow>& rows) {
+    std::vector<SchemaKey> out;
+    for (const KeyRow& row : rows)
+        out.push_back({row.key, type_text(row), default_text(row), range_text(row), row.help});
+    return out;
+}
+
+}  // namespace
+
 const std::vector<SchemaKey>& config_schema() {
-    static const std::vector<SchemaKey> keys = [] {
-        std::vector<SchemaKey> out;
-        for (const KeyRow& row : key_rows())
-            out.push_back({row.key, type_text(row), default_text(row), range_text(row), row.help});
-        return out;
-    }();
+    static const std::vector<SchemaKey> keys = described(key_rows());
+    return keys;
+}
+
+const std::vector<SchemaKey>& attention_schema() {
+    static const std::vector<SchemaKey> keys = described(attention_rows());
     return keys;
 }
 

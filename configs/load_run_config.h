@@ -42,6 +42,8 @@ struct SchemaKey {
     std::string key, type, default_value, range, help;
 };
 const std::vector<SchemaKey>& config_schema();
+/// The keys inside model.attention and stages[].attention.
+const std::vector<SchemaKey>& attention_schema();
 
 /// The closest candidates to `word` (edit distance with transpositions), best first; empty when none
 /// is close. Used for keys, verbs and options alike.

@@ -3,6 +3,7 @@
 // documentation, unit, default and range stand in config_schema.cpp (the schema table).
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,26 @@ struct RunSection {
     std::uint64_t seed = 42;
 };
 
+enum class AttentionKind { dense, window, dynamic };
+enum class KeySelector { tree, importance };
+
+/// model.attention, and stages[].attention where a stage differs: which keys a query sees
+/// (configs/attention_config.h, docs/dynamic-attention.md).
+struct AttentionConfig {
+    AttentionKind kind = AttentionKind::dense;
+    KeySelector selector = KeySelector::tree;  // of dynamic layers
+    std::string layers;  // a letter per layer, repeated: D dense, W window, T tree, P importance
+    std::int64_t window = 128;  // last tokens that are always seen, a query's own included
+    std::int64_t sinks = 4;     // first tokens that are always seen
+    std::int64_t leaf = 16, fanout = 8,
+                 beam = 8;   // tree: tokens of a leaf, children, expanded nodes
+    std::int64_t keep = 32;  // importance: most important tokens that are kept
+    double rotate =
+        0.0;  // part of each head that RoPE turns; 0 = auto: half where a stage is dynamic
+    double stretch = 1.0;  // position interpolation: positions count 1 / stretch
+    bool operator==(const AttentionConfig&) const = default;
+};
+
 /// model.*: a Qwen3-style dense decoder
 struct ModelConfig {
     std::int64_t vocab_size = 0;  // 0: taken from the tokenizer
@@ -40,6 +61,7 @@ struct ModelConfig {
     double rope_theta = 10000.0;
     double norm_eps = 1e-6;
     double init_std = 0.02;
+    AttentionConfig attention;
 };
 
 /// parallel.*
@@ -79,7 +101,7 @@ struct PrecisionConfig {
 /// optimizer.*: AdamW
 struct OptimizerConfig {
     double lr = 3e-4;
-    double beta1 = 0.9, beta2 = 0.95;  // optimizer.betas: [b1, b2]
+    double beta1 = 0.9, beta2 = 0.95;  // optimizer.betas: [b1, b2] or [b1, b2, eps]
     double eps = 1e-8;
     double weight_decay = 0.1;
     double max_norm = 1.0;        // global-norm clipping; 0 = off
@@ -112,6 +134,7 @@ struct StageConfig {
     std::map<std::string, double> mix;  // source name -> weight; sums to 1
     double lr_scale = 1.0;              // the stage's LR segment: multiplies the schedule ...
     std::int64_t lr_warmup_tokens = 0;  // ... re-warmed linearly over this many tokens of the stage
+    std::optional<AttentionConfig> attention;  // absent: the model's
 };
 
 /// data.sources.<name>.*
@@ -143,8 +166,8 @@ struct CheckpointConfig {
 struct EvalConfig {
     std::int64_t every_steps = 200;  // also at every stage switch and at the end; 0 = only there
     std::int64_t sequences = 32;     // held-out sequences per shards source
-    std::int64_t problems = 100;     // held-out problems per reasoning family
-    std::int64_t max_new_tokens = 96;
+    std::int64_t problems = 100;  // "100 of 96 tokens": held-out problems per reasoning family ...
+    std::int64_t max_new_tokens = 96;  // ... and the longest answer
 };
 
 /// log.*

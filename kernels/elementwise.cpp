@@ -25,6 +25,14 @@ void cast(TensorView y, ConstTensorView x, const Exec& exec) {
     cpu::cast(y, x);
 }
 
+void add_rows(TensorView sum, ConstTensorView x, const Exec& exec) {
+    require_numel(sum, x.cols(), "add_rows: sum");
+    require_dtype(sum, wide_dtype(x.dtype), "add_rows: sum");
+    require_dtype(x, sum.dtype, "add_rows: x");
+    require_cpu(exec, "add_rows");
+    cpu::add_rows(sum, x);
+}
+
 void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
     if (x.empty()) return;
     const std::int64_t cols = x.cols();

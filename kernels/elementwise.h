@@ -10,6 +10,8 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b, const Exec& exec);
 /// y = x, rounded to nearest even where y is narrower.     dtype: fp32 | bf16 | fp16 | fp64, any to
 /// any
 void cast(TensorView y, ConstTensorView x, const Exec& exec);
+/// sum (cols) += the rows of x (rows, cols), in their order.     dtype: both Wide
+void add_rows(TensorView sum, ConstTensorView x, const Exec& exec);
 /// out += sum of x^2: each row in pieces of `piece` columns (0: one), a piece in float64, and the
 /// pieces without rounding. So the sum does not depend on how rows, or whole pieces of
 /// them, are dealt out to ranks.     x: fp32 | bf16 | fp64

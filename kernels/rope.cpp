@@ -1,16 +1,22 @@
 #include "kernels/rope.h"
 
+#include <cmath>
+
 #include "kernels/cpu/ops.h"
 
 namespace stoa {
 
-void rope_table(TensorView cos, TensorView sin, double theta, const Exec& exec) {
+void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles, const Exec& exec) {
     require_shape(sin, cos.shape, "rope_table: sin");
     require_dtype(sin, cos.dtype, "rope_table: sin");
     require(cos.dtype == DType::fp32 || cos.dtype == DType::fp64, "rope_table: dtype",
             "fp32 or fp64", dtype_name(cos.dtype));
     require_cpu(exec, "rope_table");
-    cpu::rope_table(cos, sin, theta);
+    const double turning = angles.rotate * static_cast<double>(cos.cols());
+    require(turning >= 1.0 && turning == std::floor(turning) &&
+                turning <= static_cast<double>(cos.cols()),
+            "rope_table: rotate", "a whole number of pairs", std::to_string(turning));
+    cpu::rope_table(cos, sin, angles);
 }
 
 void rope(const RopeArgs& args, const Exec& exec) {

@@ -148,9 +148,10 @@ double EvalReport::accuracy() const {
 EvalReport evaluate(TrainState& s, const CurriculumState& curriculum, const TokenLoader& loader,
                     const Tokenizer& tokenizer, EvalWhen when, const Mesh& mesh, const Exec& exec) {
     const RunConfig& config = s.config;
-    const std::int64_t seq_len = run_finished(curriculum, config)
-                                     ? config.stages.back().seq_len
-                                     : stage_at(curriculum, config).seq_len;
+    const StageConfig& stage =
+        run_finished(curriculum, config) ? config.stages.back() : stage_at(curriculum, config);
+    const std::int64_t seq_len = stage.seq_len;
+    enter_stage(s, stage, exec);
     EvalReport report{.step = curriculum.step, .when = when};
     if (!run_finished(curriculum, config)) report.stage = stage_at(curriculum, config).name;
     for (std::size_t i = 0; i < config.data.sources.size(); ++i) {

@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <sstream>
 
+#include "configs/attention_config.h"
 #include "configs/load_run_config.h"
 #include "kernels/core/log.h"
 
@@ -44,6 +46,11 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
     put("model.tie_embeddings", m.tie_embeddings);
     put("model.rope_theta", m.rope_theta);
     put("model.norm_eps", m.norm_eps);
+    std::vector<std::int64_t> learned;  // windows and the like may change, as the learning rate
+    for (std::int64_t l = 0; l < m.n_layers; ++l)
+        if (learns_importance(c, l)) learned.push_back(l);
+    if (!learned.empty()) put("model.attention dynamic layers", join(learned));
+    if (rotated_part(c) != 1.0) put("model.attention.rotate", rotated_part(c));
     PrecisionConfig precision = c.precision;
     precision.wide_attention = false;  // a decision of the policy, not of the configuration
     const Formats formats = formats_of(precision);
@@ -176,6 +183,12 @@ PolicyState saved_policy(const CheckpointMeta& meta, const RunConfig& config) {
                                .expected = fmt::format("{} layers", config.model.n_layers),
                                .actual = fmt::format("{}", policy.layers.size())});
     return policy;
+}
+
+const StageConfig& saved_stage(const CheckpointMeta& meta, const RunConfig& config) {
+    const std::int64_t last = std::ssize(config.stages) - 1;
+    return config.stages[static_cast<std::size_t>(
+        std::clamp<std::int64_t>(counter(meta, "curriculum.stage"), 0, last))];
 }
 
 void restore_counters(const CheckpointMeta& meta, TrainRun& run) {

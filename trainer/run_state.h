@@ -24,6 +24,9 @@ void adopt_sums(const CheckpointMeta& saved, RunConfig& config, const std::strin
 /// errors: CheckpointError
 PolicyState saved_policy(const CheckpointMeta& meta, const RunConfig& config);
 
+/// The stage that a checkpoint's run was in, or ended with.     errors: CheckpointError
+const StageConfig& saved_stage(const CheckpointMeta& meta, const RunConfig& config);
+
 void restore_counters(const CheckpointMeta& meta, TrainRun& run);
 
 }  // namespace stoa

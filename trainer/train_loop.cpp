@@ -296,6 +296,7 @@ ExitCode train_loop(TrainRun& run) {
         board_step(run.curriculum.step);
         fault_in(Phase::step, run.curriculum.step, mesh.world.rank());
         const StageConfig& stage = stage_at(run.curriculum, config);
+        enter_stage(run.state, stage, run.exec);
         StepInputs in{.lr = learning_rate(config, run.curriculum),
                       .step = run.curriculum.step,
                       .stop = stop_requested(),

@@ -97,6 +97,17 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b) {
     });
 }
 
+void add_rows(TensorView sum, ConstTensorView x) {
+    const std::int64_t rows = x.rows(), cols = x.cols();
+    dispatch_dtype(sum.dtype, [&]<Element T>(T) {
+        T* const total = sum.as<T>().data();
+        const T* const from = x.as<T>().data();
+        for (std::int64_t r = 0; r < rows; ++r)
+            for (std::int64_t c = 0; c < cols; ++c)
+                total[c] = narrow_to<T>(widen(total[c]) + widen(from[r * cols + c]));
+    });
+}
+
 void cast(TensorView y, ConstTensorView x) {
     if (y.dtype == DType::fp24)
         return dispatch_dtype(x.dtype, [&]<Element From>(From) { cast_to_fp24<From>(y, x); });

@@ -6,6 +6,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/importance_attention.h"
+#include "kernels/importance_gate.h"
 #include "kernels/importance_cache.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
@@ -21,7 +22,7 @@ namespace stoa::cpu {
 void matmul(const MatmulArgs& args);
 void rms_norm_forward(const RmsNormArgs& args);
 void rms_norm_backward(const RmsNormBackwardArgs& args);
-void rope_table(TensorView cos, TensorView sin, double theta);
+void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles);
 void rope(const RopeArgs& args);
 void attention_forward(const AttentionArgs& args);
 void attention_backward(const AttentionBackwardArgs& args);
@@ -46,6 +47,9 @@ void cross_entropy_finish(const CrossEntropyArgs& args);
 void zero(TensorView x);
 void add(TensorView y, ConstTensorView a, ConstTensorView b);
 void cast(TensorView y, ConstTensorView x);
+void add_rows(TensorView sum, ConstTensorView x);
+void importance_gate_forward(const ImportanceGateArgs& args);
+void importance_gate_backward(const ImportanceGateBackwardArgs& args);
 void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece);
 void flag_nonfinite(TensorView flag, ConstTensorView x);
 void adamw(const AdamwArgs& args);

@@ -39,14 +39,18 @@ void rotate_rows(const RopeArgs& args) {
 
 }  // namespace
 
-void rope_table(TensorView cos, TensorView sin, double theta) {
+void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles) {
     const std::int64_t rows = cos.rows(), half = cos.cols();
+    const double turning = angles.rotate * static_cast<double>(half);
     dispatch_dtype(cos.dtype, [&]<Element T>(T) {
         if constexpr (!std::is_same_v<T, bf16>)
             for (std::int64_t t = 0; t < rows; ++t)
                 for (std::int64_t i = 0; i < half; ++i) {
-                    const double turn = -static_cast<double>(i) / static_cast<double>(half);
-                    const double angle = static_cast<double>(t) * std::pow(theta, turn);
+                    const double turn = -static_cast<double>(i) / turning;
+                    const double angle =
+                        static_cast<double>(i) < turning
+                            ? static_cast<double>(t) / angles.stretch * std::pow(angles.theta, turn)
+                            : 0.0;
                     cos.as<T>()[static_cast<std::size_t>(t * half + i)] =
                         static_cast<T>(std::cos(angle));
                     sin.as<T>()[static_cast<std::size_t>(t * half + i)] =

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "configs/attention_config.h"
 #include "configs/load_run_config.h"
 #include "data/reasoning/engine.h"
 #include "data/tokenizer/tokenizer.h"
@@ -48,9 +49,17 @@ void print_schema() {
         }
         return out;
     };
-    for (const SchemaKey& k : config_schema())
-        fmt::print("| `{}` | {} | {} | {} | {} |\n", k.key, cell(k.type), cell(k.default_value),
-                   cell(k.range), cell(k.help));
+    const auto print = [&](const std::vector<SchemaKey>& keys) {
+        for (const SchemaKey& k : keys)
+            fmt::print("| `{}` | {} | {} | {} | {} |\n", k.key, cell(k.type), cell(k.default_value),
+                       cell(k.range), cell(k.help));
+    };
+    print(config_schema());
+    fmt::print(
+        "\nInside `model.attention`, and inside `stages[].attention`, which begins from it "
+        "(`model.attention.window=512`):\n\n"
+        "| key | type | default | range | meaning |\n|---|---|---|---|---|\n");
+    print(attention_schema());
 }
 
 std::string device_line() {
@@ -84,6 +93,8 @@ void print_summary(const RunConfig& c) {
                            per_step = c.batch.global_batch * s.seq_len;
         fmt::print("stage     {:<12} {:>8} steps x {} tokens = {} tokens\n", s.name, n, per_step,
                    human(n * per_step));
+        if (const AttentionConfig& a = attention_of(c, s); a.kind != AttentionKind::dense)
+            fmt::print("          attention {}\n", print_attention(a));
         steps += n;
         tokens += n * per_step;
     }

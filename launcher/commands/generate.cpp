@@ -10,7 +10,7 @@
 #include "launcher/commands.h"
 #include "trainer/inference/decode.h"
 #include "trainer/model/dp_traffic.h"
-#include "trainer/train_loop.h"
+#include "trainer/run_state.h"
 
 namespace stoa {
 namespace {
@@ -98,7 +98,8 @@ int command_generate(const Args& args) {
                                .where = run_dir,
                                .hint = "train first: stoa train CFG"});
     TrainState s = make_train_state(config, 0, 1, Exec{});
-    load_checkpoint(dir, checkpoint_shards(s.model), mesh);
+    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(s.model), mesh);
+    enter_stage(s, saved_stage(meta, config), Exec{});
     refresh_work(s.model, mesh, Exec{});
     if (o.count("family") > 0) return solve_problems(s, tokenizer, o);
     const std::string prompt = unescape(o["prompt"].as<std::string>());

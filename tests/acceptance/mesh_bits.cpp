@@ -33,13 +33,15 @@ struct Case {
     int zero = 1;
     bool overlap = true;
     bool sequence = false;
+    bool selects = false;  // attention by layer: tree, importance, window
     std::string text() const {
-        return fmt::format("{} {} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
+        return fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
                            static_cast<int>(recipe), static_cast<int>(recompute), int{tied},
-                           int{fast}, threads, zero, int{overlap}, int{sequence});
+                           int{fast}, threads, zero, int{overlap}, int{sequence}, int{selects});
     }
     std::string subject() const {  // what must have one hash
-        return fmt::format("{}{}", recipe_name(recipe), tied ? "" : " untied");
+        return fmt::format("{}{}{}", recipe_name(recipe), tied ? "" : " untied",
+                           selects ? " dynamic" : "");
     }
     std::string name() const {
         return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}{}{}",
@@ -63,6 +65,7 @@ TinyOptions options_of(const Case& c) {
         o.head_dim = 64;
         o.seq_len = 128;
     }
+    if (c.selects) o.attention = tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW");
     if (c.fast)
         o.determinism = Determinism::fast;
     else
@@ -83,11 +86,12 @@ int rank_main(int argc, char** argv) {
                  .threads = static_cast<int>(arg(7)),
                  .zero = static_cast<int>(arg(8)),
                  .overlap = arg(9) != 0,
-                 .sequence = arg(10) != 0};
+                 .sequence = arg(10) != 0,
+                 .selects = arg(11) != 0};
     Mesh mesh = make_mesh(c.dp, c.tp, c.overlap ? Overlap::on : Overlap::off);
     set_cpu_threads(c.threads);
     TrainState s;
-    const Trace t = tiny_run(options_of(c), mesh, arg(11), &s);
+    const Trace t = tiny_run(options_of(c), mesh, arg(12), &s);
     const std::string hash = state_hash(s, mesh);
     if (mesh.world.rank() == 0)
         fmt::print("TRACE {}\n",
@@ -160,6 +164,22 @@ std::vector<Case> cases_of(bool quick) {
                                  .tied = recipe != Recipe::fp32 || micro_batch > 1,
                                  .zero = micro_batch == 4 ? 3 : 1,
                                  .sequence = true});
+            }
+    // Selected keys: the selection is the same on every mesh, and so is what is learned from it.
+    for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
+        for (const auto& [dp, tp] : kMeshes)
+            for (const std::int64_t micro_batch : {4, 1}) {
+                if (quick && (micro_batch + dp + tp) % 3 == 0) continue;
+                cases.push_back({.dp = dp,
+                                 .tp = tp,
+                                 .micro_batch = micro_batch,
+                                 .recipe = recipe,
+                                 .recompute = tp == 1   ? Recompute::none
+                                              : dp == 1 ? Recompute::selective
+                                                        : Recompute::full,
+                                 .zero = micro_batch == 1 ? 1 : 3,
+                                 .sequence = tp > 1 && micro_batch == 1,
+                                 .selects = true});
             }
     for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
         cases.push_back(

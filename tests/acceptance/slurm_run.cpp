@@ -98,7 +98,7 @@ struct Program {
             "parallel.tp={} 'parallel.determinism=elastic 4x4' stages.0.seq_len=96 "
             "stages.1.seq_len=96 batch.global_batch=4 batch.micro_batch=1 stages.0.tokens={} "
             "stages.1.tokens={} 'checkpoint.every=50 steps' "
-            "model.n_kv_heads=4 eval.sequences=1 eval.problems=1 eval.max_new_tokens=8 "
+            "model.n_kv_heads=4 eval.sequences=1 'eval.problems=1 of 8 tokens' "
             "log.every=50",
             ranks == 4 ? 2 : 1, steps / 2 * kStepTokens, (steps - steps / 2) * kStepTokens);
     }

@@ -59,7 +59,7 @@ struct Program {
             "run.yaml run.name={} parallel.tp=2 'parallel.determinism=elastic 4x4' "
             "model.n_kv_heads=4 stages.0.seq_len=96 stages.1.seq_len=96 batch.global_batch=4 "
             "batch.micro_batch=1 stages.0.tokens={} stages.1.tokens={} 'checkpoint.every=20 steps' "
-            "eval.sequences=1 eval.problems=1 eval.max_new_tokens=8 log.every=50",
+            "eval.sequences=1 'eval.problems=1 of 8 tokens' log.every=50",
             name, steps / 2 * 384, (steps - steps / 2) * 384);
     }
     std::string run_dir(const std::string& name) const { return dir + "/runs/" + name; }

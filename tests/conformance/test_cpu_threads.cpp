@@ -148,7 +148,7 @@ TEST_CASE("rope has the same bits on any number of threads") {
     const Shape shape{200, 4, 64};
     const Tensor x = random_tensor(shape, DType::fp32, 1);
     const Tensor cos({50, 32}, DType::fp32), sin({50, 32}, DType::fp32);
-    rope_table(cos, sin, 1e4, {});
+    rope_table(cos, sin, {.theta = 1e4}, {});
     const Tensor positions = int_tensor(counting(200, 50));
     check_threads({{shape, DType::fp32}}, [&](const std::vector<PoisonedTensor>& t) {
         std::memcpy(t[0].view.data, x.view.data, static_cast<std::size_t>(x.view.bytes()));

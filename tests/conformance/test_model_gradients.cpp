@@ -21,13 +21,11 @@ double loss_of(TrainState& s, const MicroBatch& mb) {
     return s.acts.loss_sum.as<double>()[0];
 }
 
-}  // namespace
-
-TEST_CASE("every parameter's gradient meets finite differences in float64", "[conformance]") {
-    const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
-    const bool tied = GENERATE(true, false);
-    RunConfig config =
-        tiny_config({.recompute = recompute, .tie_embeddings = tied, .recipe = Recipe::fp64}, 1, 1);
+// Every parameter of a model in float64 against central differences.
+void check_gradients(const TinyOptions& options) {
+    const bool tied = options.tie_embeddings;
+    const Recompute recompute = options.recompute;
+    RunConfig config = tiny_config(options, 1, 1);
     config.batch.global_batch = config.batch.micro_batch;
     config.model.init_std = 0.3;  // far from linear
     TrainState s = make_train_state(config, 0, 1, Exec{});
@@ -35,7 +33,7 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
     for (Param& p : s.model.params)  // norms away from one
         if (p.cut == TpCut::replicated)
             for (std::size_t i = 0; i < p.master.as<double>().size(); ++i)
-                p.master.as<double>()[i] = 1.0 + 0.1 * std::sin(double(i));
+                p.master.as<double>()[i] = p.fill + 0.1 * std::sin(double(i));
 
     zero_grads(s.model, Exec{});
     load_micro_batch(s, mb);
@@ -70,6 +68,62 @@ TEST_CASE("every parameter's gradient meets finite differences in float64", "[co
     CHECK(checked > 100);
 }
 
+}  // namespace
+
+TEST_CASE("every parameter's gradient meets finite differences in float64", "[conformance]") {
+    check_gradients({.recompute = GENERATE(Recompute::none, Recompute::full),
+                     .tie_embeddings = GENERATE(true, false),
+                     .recipe = Recipe::fp64});
+}
+
+TEST_CASE("gradients through windows and selected keys meet finite differences in float64",
+          "[conformance]") {
+    using enum AttentionKind;
+    const AttentionConfig attention =
+        GENERATE(tiny_attention(window), tiny_attention(dynamic, KeySelector::tree),
+                 tiny_attention(dynamic, KeySelector::importance),
+                 tiny_attention(dynamic, KeySelector::tree, "PTD"));
+    check_gradients({.recompute = GENERATE(Recompute::none, Recompute::selective, Recompute::full),
+                     .recipe = Recipe::fp64,
+                     .attention = attention});
+}
+
+TEST_CASE("a stage that is dense leaves the importance of later stages alone", "[conformance]") {
+    RunConfig config = tiny_config({.recipe = Recipe::fp64}, 1, 1);
+    config.batch.global_batch = config.batch.micro_batch;
+    StageConfig later = config.stages[0];
+    later.name = "later";
+    later.attention = tiny_attention(AttentionKind::dynamic);
+    config.stages.push_back(later);
+    TrainState s = make_train_state(config, 0, 1, Exec{});
+    const MicroBatch mb = tiny_batch(config, 0, 0);
+    const auto gradient = [&](const StageConfig& stage) {
+        enter_stage(s, stage, Exec{});
+        zero_grads(s.model, Exec{});
+        load_micro_batch(s, mb);
+        zero(s.acts.loss_sum, Exec{});
+        model_forward(s, Mesh{}, Exec{});
+        loss_forward_backward(s, 1.0, Communicator{}, Exec{});
+        model_backward(s, Mesh{}, Exec{});
+        fold_head_grads(s.model);
+        double importance = 0.0, others = 0.0;
+        for (const Param& p : s.model.params)
+            for (const double g : p.grad.as<double>())
+                (p.name.find("importance") != std::string::npos ? importance : others) +=
+                    std::abs(g);
+        CHECK(others > 0.0);
+        return importance;
+    };
+    const double loss_dense = loss_of(s, mb);
+    CHECK(gradient(config.stages[0]) == 0.0);
+    CHECK(gradient(later) > 0.0);
+    CHECK(loss_of(s, mb) != loss_dense);
+    CHECK(gradient(config.stages[0]) == 0.0);  // not the other stage's, left behind
+    CHECK(loss_of(s, mb) == loss_dense);
+}
+
+namespace {
+
 // The gradients of one micro-batch, padding included.
 std::vector<double> gradients(const TinyOptions& options) {
     RunConfig config = tiny_config(options, 1, 1);
@@ -87,9 +141,14 @@ std::vector<double> gradients(const TinyOptions& options) {
     return g;
 }
 
+}  // namespace
+
 TEST_CASE("recompute changes no bit of the gradients", "[conformance]") {
     const Recipe recipe =
         GENERATE(Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50);
+    const AttentionConfig attention =
+        GENERATE(AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree),
+                 tiny_attention(AttentionKind::dynamic, KeySelector::importance));
     const auto with = [&](Recompute recompute) {
         // 300 rows: two whole blocks of tokens and a part
         return gradients({.micro_batch = 3,
@@ -97,7 +156,8 @@ TEST_CASE("recompute changes no bit of the gradients", "[conformance]") {
                           .recipe = recipe,
                           .global_batch = 12,
                           .whole_blocks = true,
-                          .seq_len = 100});
+                          .seq_len = 100,
+                          .attention = attention});
     };
     const auto none = with(Recompute::none);
     CHECK(none == with(Recompute::selective));

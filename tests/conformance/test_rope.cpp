@@ -13,7 +13,7 @@ struct Table {
 };
 Table make_table(std::int64_t positions, std::int64_t dim, DType dtype) {
     Table t{Tensor({positions, dim / 2}, dtype), Tensor({positions, dim / 2}, dtype)};
-    rope_table(t.cos, t.sin, kTheta, {});
+    rope_table(t.cos, t.sin, {.theta = kTheta}, {});
     return t;
 }
 
@@ -91,4 +91,19 @@ TEST_CASE("rope refuses positions outside the table and odd shapes") {
                     ShapeError);
     CHECK_THROWS_AS(rope({.x = x6, .cos = t.cos, .sin = t.sin, .positions = int_tensor({0})}, {}),
                     ShapeError);
+}
+
+TEST_CASE("pairs beyond the rotated part keep still, and a stretched position turns less") {
+    Table t{Tensor({9, 4}, DType::fp64), Tensor({9, 4}, DType::fp64)};
+    rope_table(t.cos, t.sin, {.theta = kTheta, .rotate = 0.5, .stretch = 4.0}, {});
+    for (std::size_t position = 0; position < 9; ++position)
+        for (std::size_t i = 0; i < 4; ++i) {
+            const double angle =
+                i < 2 ? static_cast<double>(position) / 4.0 *
+                            std::pow(kTheta, -static_cast<double>(i) / 2.0)  // as a head of 2 pairs
+                      : 0.0;
+            CHECK(t.cos.as<double>()[position * 4 + i] == Approx(std::cos(angle)));
+            CHECK(t.sin.as<double>()[position * 4 + i] == Approx(std::sin(angle)));
+        }
+    CHECK_THROWS_AS(rope_table(t.cos, t.sin, {.rotate = 0.3}, {}), ShapeError);
 }

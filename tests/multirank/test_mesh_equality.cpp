@@ -36,6 +36,32 @@ TEST_CASE("every mesh gives the single-rank loss and gradient norm over 50 steps
     }
 }
 
+TEST_CASE("every mesh selects the same keys and learns the same from them", "[multirank]") {
+    // Sums in one order, so that a selection cannot differ by a rounding.
+    const AttentionConfig attention =
+        tiny_attention(AttentionKind::dynamic, KeySelector::tree, GENERATE("T", "PTW"));
+    const int size = world_size();
+    const auto options = [&](std::int64_t micro_batch, Recompute recompute) {
+        return TinyOptions{.micro_batch = micro_batch,
+                           .recompute = recompute,
+                           .dp_shards = 4,
+                           .tp_chunks = 4,
+                           .attention = attention};
+    };
+    const Trace reference = tiny_run(options(2, Recompute::none), Mesh{}, 20);
+    REQUIRE(reference.loss.back() < 0.9 * reference.loss.front());
+    const Trace dense = tiny_run({.dp_shards = 4, .tp_chunks = 4}, Mesh{}, 20);
+    REQUIRE(reference.loss != dense.loss);
+    for (int tp = 1; tp <= size; tp *= 2) {
+        Mesh mesh = make_mesh(size / tp, tp);
+        const Trace trace = tiny_run(options(1, Recompute::selective), mesh, 20);
+        CAPTURE(size / tp, tp, attention.layers);
+        CHECK(trace.loss == reference.loss);
+        CHECK(trace.grad_norm == reference.grad_norm);
+        close_mesh(mesh);
+    }
+}
+
 TEST_CASE("all ranks start from the same logical weights", "[multirank]") {
     const int size = world_size();
     const Exec exec{};

@@ -28,7 +28,22 @@ struct TinyOptions {
     std::int64_t zero = 1;
     bool overlap = true;
     bool sequence = false;
+    AttentionConfig attention = {};
 };
+
+/// Small enough for 16 tokens; about half of them are far.
+inline AttentionConfig tiny_attention(AttentionKind kind, KeySelector selector = KeySelector::tree,
+                                      const std::string& layers = "") {
+    return {.kind = kind,
+            .selector = selector,
+            .layers = layers,
+            .window = 4,
+            .sinks = 1,
+            .leaf = 2,
+            .fanout = 2,
+            .beam = 2,
+            .keep = 2};
+}
 
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
     RunConfig c;
@@ -40,7 +55,8 @@ inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t
                .n_kv_heads = 4,
                .head_dim = 8,
                .d_ff = 64,
-               .tie_embeddings = o.tie_embeddings};
+               .tie_embeddings = o.tie_embeddings,
+               .attention = o.attention};
     if (o.whole_blocks) {
         c.model.d_model = o.d_model;
         c.model.head_dim = o.head_dim;

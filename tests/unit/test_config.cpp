@@ -118,7 +118,7 @@ TEST_CASE("wrong keys are refused with place and suggestion") {
         {"{web: 0.25, sums: 0.75}", "{web: 0.25, web: 0.75}", {"duplicate key 'web'"}},
         {"lr: 1e-3",
          "zzzzzzzz: 1",
-         {"unknown key 'optimizer.zzzzzzzz'", "keys here: lr, betas, eps"}},
+         {"unknown key 'optimizer.zzzzzzzz'", "keys here: lr, betas, weight_decay"}},
         {"lr: 1e-3", "<<: 1", {"merge keys"}},
         {"    web: {kind", "    we b: {kind", {"source name 'we b'"}},
     });

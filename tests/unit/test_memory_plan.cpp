@@ -9,7 +9,10 @@ TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
     const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
     const Recipe compute = GENERATE(Recipe::fp32, Recipe::bf16);
     const int tp = GENERATE(1, 2, 4);
-    const RunConfig config = tiny_config({.recompute = recompute, .recipe = compute}, 1, tp);
+    const AttentionConfig attention =
+        GENERATE(AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"));
+    const RunConfig config =
+        tiny_config({.recompute = recompute, .recipe = compute, .attention = attention}, 1, tp);
     const MemoryPlan plan = plan_memory(config, tp - 1, tp);
     TrainState s = make_train_state(config, tp - 1, tp, Exec{});
     place_activations(s, config.batch.micro_batch, longest_sequence(config));
@@ -35,4 +38,22 @@ TEST_CASE("tp divides the state", "[unit]") {
     const MemoryPlan one = plan_memory(tiny_config({}, 1, 1), 0, 1);
     const MemoryPlan four = plan_memory(tiny_config({}, 1, 4), 0, 4);
     CHECK(four.state_bytes < one.state_bytes / 3);
+}
+
+TEST_CASE("the plan holds the stage that needs most, whichever it is", "[unit]") {
+    RunConfig config = tiny_config({}, 1, 1);
+    config.stages.push_back(config.stages[0]);
+    config.stages[1].name = "selects";
+    config.stages[1].attention = tiny_attention(AttentionKind::dynamic);
+    const std::int64_t both = plan_memory(config, 0, 1).activation_bytes;
+    std::swap(config.stages[0], config.stages[1]);
+    CHECK(plan_memory(config, 0, 1).activation_bytes == both);
+    TrainState s = make_train_state(config, 0, 1, Exec{});
+    for (const StageConfig& stage : config.stages) {
+        enter_stage(s, stage, Exec{});
+        CHECK_NOTHROW(load_micro_batch(s, tiny_batch(config, 0, 0)));
+    }
+    config.stages.erase(config.stages.begin());
+    config.stages[0].attention.reset();
+    CHECK(plan_memory(config, 0, 1).activation_bytes < both);
 }

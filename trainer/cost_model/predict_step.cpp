@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "configs/attention_config.h"
 #include "configs/recipe.h"
 #include "trainer/cost_model/cost_model.h"
 #include "trainer/memory_advice.h"
@@ -63,16 +64,33 @@ double gemm_seconds(const RunConfig& c, const Cluster& cl) {
     return sum;
 }
 
-// Causal: half of 4 rows seq_len q_cols in forward; 5 products of that size instead of 2 in
+// What a query of a causal layer reads, on average: half of the sequence; or window, sinks and
+// selected keys, and of a tree the nodes between them.
+double keys_of_query(const AttentionConfig& a, std::int64_t layer, double seq) {
+    const LayerAttention kind = layer_attention(a, layer);
+    double keys = d(a.window + a.sinks);
+    if (kind == LayerAttention::importance) keys += d(a.keep);
+    if (kind == LayerAttention::tree) {
+        const double levels =
+            std::ceil(std::log(std::max(2.0, seq / d(a.leaf))) / std::log(d(a.fanout)));
+        keys += d(a.leaf) / 2 + d(a.beam * a.leaf) + levels * d(a.beam * a.fanout + a.fanout - 1);
+    }
+    return kind == LayerAttention::dense ? seq / 2 : std::min(keys, seq / 2);
+}
+
+// 4 rows keys q_cols in forward; 5 products of that size instead of 2 in
 // backward [Dao et al. 2022].
 double attention_seconds(const RunConfig& c, const Cluster& cl) {
     const double seq = d(c.stages.back().seq_len), rows = d(c.batch.micro_batch) * seq;
     const double q = d(c.model.n_heads * c.model.head_dim) / d(c.parallel.tp);
-    const double forward = 2.0 * rows * seq * q;
+    double pairs = 0.0;  // of a query, all layers
+    for (std::int64_t l = 0; l < c.model.n_layers; ++l)
+        pairs += keys_of_query(attention_of(c, c.stages.back()), l, seq);
+    const double forward = 4.0 * rows * pairs * q;
     const bool wide = size_of(formats_of(c.precision).attention) >= 4;
     const double rate = kTera * (wide ? cl.fp32_tflops : cl.bf16_tflops) * cl.attention;
     const double passes = c.parallel.recompute == Recompute::full ? 4.5 : 3.5;
-    return d(c.model.n_layers) * passes * forward / rate;
+    return passes * forward / rate;
 }
 
 // Bytes that kernels without reuse move, per token: norms, residual additions, rope, SwiGLU,

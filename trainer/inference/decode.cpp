@@ -9,13 +9,15 @@
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
 #include "parallel/collectives.h"
+#include "trainer/inference/kv_cache.h"
 #include "trainer/model/block.h"
 #include "trainer/model/dp_traffic.h"
 
 namespace stoa {
 namespace {
 
-constexpr std::size_t kBatch = 64;  // prompts decoded side by side
+constexpr std::size_t kBatch = 64;       // prompts decoded side by side
+constexpr std::int64_t kPrefill = 2048;  // tokens of each that go through the model at once
 
 // Working memory for (batch, q_len) queries; the blocks share one BlockSaved.
 struct Workspace {
@@ -36,31 +38,33 @@ Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q
     return w;
 }
 
-KvCache make_cache(const TrainState& s, std::int64_t batch, std::int64_t capacity) {
-    KvCache cache{.batch = batch, .capacity = capacity};
-    const Shape shape{batch, capacity, s.dims.n_kv_heads, s.dims.head_dim};
-    for (std::int64_t l = 0; l < s.config.model.n_layers; ++l) {
-        cache.k.emplace_back(shape, s.dims.formats.attention);
-        cache.v.emplace_back(shape, s.dims.formats.attention);
-    }
-    return cache;
+// What goes through the model at once: of each prompt, `rows` more tokens from `begin` on.
+struct Part {
+    std::vector<std::int64_t> begin, rows;
+};
+void load_part(const Workspace& w, const std::vector<std::vector<TokenId>>& texts,
+               const Part& part) {
+    const std::int64_t q_len = w.acts.seq_len;
+    const auto tokens = w.acts.tokens.as<std::int32_t>(),
+               positions = w.acts.positions.as<std::int32_t>(),
+               key_begin = w.acts.key_begin.as<std::int32_t>(),
+               key_end = w.acts.key_end.as<std::int32_t>();
+    for (std::size_t b = 0; b < texts.size(); ++b)
+        for (std::int64_t t = 0; t < q_len; ++t) {
+            const std::size_t at =
+                b * static_cast<std::size_t>(q_len) + static_cast<std::size_t>(t);
+            // Padding lies behind the text, where it is overwritten or at the very end.
+            const std::int64_t position = part.begin[b] + t;
+            tokens[at] = t < part.rows[b] ? texts[b][static_cast<std::size_t>(position)] : 0;
+            positions[at] = static_cast<std::int32_t>(position);
+            key_begin[at] = 0;
+            key_end[at] = positions[at] + 1;
+        }
 }
 
-// Row (b, t) of `rows` goes to position positions[b, t] of batch entry b.
-void store(const Tensor& cache, ConstTensorView rows, ConstTensorView positions,
-           std::int64_t q_len) {
-    const std::int64_t capacity = cache.view.shape[1];
-    const std::int64_t row_bytes = rows.cols() * size_of(rows.dtype);
-    for (std::int64_t r = 0; r < rows.rows(); ++r) {
-        const std::int64_t at =
-            (r / q_len) * capacity + positions.as<std::int32_t>()[static_cast<std::size_t>(r)];
-        std::copy_n(rows.data + r * row_bytes, row_bytes, cache.view.data + at * row_bytes);
-    }
-}
-
-// x[0] .. x[n_layers] of the queries in `a`, whose tokens, positions and key ranges are set.
-void trunk_forward(TrainState& s, const Workspace& space, const KvCache& cache, const Mesh& mesh,
-                   const Exec& exec) {
+// x[0] .. x[n_layers] of a part whose tokens, positions and key ranges are set.
+void trunk_forward(TrainState& s, const Workspace& space, KvCache& cache, const Part& part,
+                   const Mesh& mesh, const Exec& exec) {
     const Activations& a = space.acts;
     const Communicator& tp = mesh.tp;
     const Weights& w = s.model.work;
@@ -78,26 +82,31 @@ void trunk_forward(TrainState& s, const Workspace& space, const KvCache& cache, 
         context.layer = static_cast<std::int64_t>(l);
         await_block(s.model, context.layer, context.layer + 1, mesh, exec);  // dp, zero: 3
         block_qkv(context, w.blocks[l], a.saved[l], a.x[l]);
-        store(cache.k[l], a.saved[l].k, a.positions, a.seq_len);
-        store(cache.v[l], a.saved[l].v, a.positions, a.seq_len);
-        block_attend(context, w.blocks[l], a.saved[l], cache.k[l], cache.v[l], a.x[l], a.x[l + 1]);
+        cache_attend(cache.layers[l], context, w.blocks[l], a.saved[l], part.rows);
+        block_finish(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
         board_pulse();
     }
 }
 
-// The next token of each batch entry from its hidden row `last[b]`.
-std::vector<TokenId> pick_tokens(const TrainState& s, const Activations& a,
-                                 const std::vector<std::int64_t>& last, const Communicator& tp,
+// The hidden row of the last token of each text that ends in this part.
+void keep_last(const Tensor& hidden, const Activations& a,
+               const std::vector<std::vector<TokenId>>& texts, const Part& part) {
+    const std::int64_t row_bytes = hidden.view.cols() * size_of(hidden.view.dtype);
+    for (std::size_t b = 0; b < texts.size(); ++b) {
+        if (part.rows[b] == 0 || part.begin[b] + part.rows[b] != std::ssize(texts[b])) continue;
+        const auto entry = static_cast<std::int64_t>(b);
+        std::copy_n(a.x.back().data + (entry * a.seq_len + part.rows[b] - 1) * row_bytes, row_bytes,
+                    hidden.view.data + entry * row_bytes);
+    }
+}
+
+// The next token of each batch entry from the hidden row of its last.
+std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, const Communicator& tp,
                                  const Exec& exec) {
-    const auto batch = static_cast<std::int64_t>(last.size());
-    const ConstTensorView x = a.x.back();
+    const std::int64_t batch = hidden.view.rows();
     const auto& [residual, wide] = std::tie(s.dims.formats.residual, s.dims.formats.wide);
-    Tensor hidden({batch, s.dims.d_model}, residual), normed({batch, s.dims.d_model}, residual);
+    Tensor normed({batch, s.dims.d_model}, residual);
     Tensor rstd({batch}, wide), logits({batch, s.dims.vocab.local}, wide);
-    const std::int64_t row_bytes = s.dims.d_model * size_of(residual);
-    for (std::int64_t b = 0; b < batch; ++b)
-        std::copy_n(x.data + last[static_cast<std::size_t>(b)] * row_bytes, row_bytes,
-                    hidden.view.data + b * row_bytes);
     rms_norm_forward({.y = normed,
                       .rstd = rstd,
                       .x = hidden,
@@ -107,8 +116,8 @@ std::vector<TokenId> pick_tokens(const TrainState& s, const Activations& a,
     matmul({.c = logits, .a = normed, .b = s.model.work.lm_head, .transpose_b = true}, exec);
 
     Tensor best({batch}, DType::fp64), winner({batch}, DType::int32);
-    std::vector<double> local_best(last.size());
-    std::vector<std::int32_t> local_id(last.size());
+    std::vector<double> local_best(static_cast<std::size_t>(batch));
+    std::vector<std::int32_t> local_id(static_cast<std::size_t>(batch));
     dispatch_dtype(wide, [&]<Element T>(T) {
         for (std::int64_t b = 0; b < batch; ++b) {
             const auto row =
@@ -147,59 +156,61 @@ void pass_for_others(TrainState& s, const Mesh& mesh, const Exec& exec) {
         take_part_in_forward(s.model, mesh, exec);
 }
 
+// Prompts side by side, padded on the right, a part of the tokens at a time. The next token of
+// each.
+std::vector<TokenId> prefill(TrainState& s, const std::vector<std::vector<TokenId>>& texts,
+                             KvCache& cache, const Mesh& mesh, const Exec& exec) {
+    const auto batch = std::ssize(texts);
+    std::int64_t longest = 0;
+    for (const auto& t : texts)
+        longest = std::max(longest, static_cast<std::int64_t>(t.size()));
+    const Tensor hidden({batch, s.dims.d_model}, s.dims.formats.residual);
+    Part part{std::vector<std::int64_t>(texts.size()), std::vector<std::int64_t>(texts.size())};
+    for (std::int64_t begin = 0; begin < longest; begin += kPrefill) {
+        const std::int64_t q_len = std::min(kPrefill, longest - begin);
+        const Workspace w = make_workspace(s, batch, q_len);
+        for (std::size_t b = 0; b < texts.size(); ++b) {
+            part.begin[b] = begin;
+            part.rows[b] = std::clamp<std::int64_t>(std::ssize(texts[b]) - begin, 0, q_len);
+        }
+        load_part(w, texts, part);
+        if (begin > 0) another_pass(s, true, mesh);
+        trunk_forward(s, w, cache, part, mesh, exec);
+        keep_last(hidden, w.acts, texts, part);
+    }
+    return pick_tokens(s, hidden, mesh.tp, exec);
+}
+
 std::vector<std::vector<TokenId>> generate_batch(TrainState& s,
                                                  std::span<const std::vector<TokenId>> prompts,
                                                  std::int64_t max_new_tokens, TokenId stop,
                                                  const Mesh& mesh, const Exec& exec) {
-    const Communicator& tp = mesh.tp;
     const auto batch = static_cast<std::int64_t>(prompts.size());
     std::int64_t longest = 0;
     for (const auto& p : prompts)
         longest = std::max(longest, static_cast<std::int64_t>(p.size()));
-    const KvCache cache = make_cache(s, batch, longest + max_new_tokens);
-
-    // Prefill: prompts side by side, padded on the right; padding is never attended to.
-    std::vector<std::int64_t> last(prompts.size()), length(prompts.size());
-    std::vector<TokenId> next;
-    {
-        const Workspace w = make_workspace(s, batch, longest);
-        for (std::int64_t r = 0; r < batch * longest; ++r) {
-            const auto& prompt = prompts[static_cast<std::size_t>(r / longest)];
-            const auto t = static_cast<std::size_t>(r % longest), at = static_cast<std::size_t>(r);
-            w.acts.tokens.as<std::int32_t>()[at] = t < prompt.size() ? prompt[t] : 0;
-            w.acts.positions.as<std::int32_t>()[at] = static_cast<std::int32_t>(t);
-            w.acts.key_begin.as<std::int32_t>()[at] = 0;
-            w.acts.key_end.as<std::int32_t>()[at] = static_cast<std::int32_t>(t) + 1;
-        }
-        for (std::size_t b = 0; b < prompts.size(); ++b) {
-            length[b] = static_cast<std::int64_t>(prompts[b].size());
-            last[b] = static_cast<std::int64_t>(b) * longest + length[b] - 1;
-        }
-        trunk_forward(s, w, cache, mesh, exec);
-        next = pick_tokens(s, w.acts, last, tp, exec);
-    }
+    KvCache cache = make_kv_cache(s, batch, longest + max_new_tokens);
+    std::vector<std::vector<TokenId>> texts(prompts.begin(), prompts.end());
+    std::vector<TokenId> next = prefill(s, texts, cache, mesh, exec);
 
     const Workspace w = make_workspace(s, batch, 1);
-    for (std::size_t b = 0; b < last.size(); ++b)
-        last[b] = static_cast<std::int64_t>(b);
+    const Tensor hidden({batch, s.dims.d_model}, s.dims.formats.residual);
+    Part part{std::vector<std::int64_t>(texts.size()), std::vector<std::int64_t>(texts.size(), 1)};
     std::vector<std::vector<TokenId>> out(prompts.size());
     std::vector<bool> done(prompts.size());
     for (std::int64_t n = 0; n < max_new_tokens; ++n) {
         for (std::size_t b = 0; b < next.size(); ++b) {
             if (next[b] == stop) done[b] = true;
             if (!done[b]) out[b].push_back(next[b]);
+            part.begin[b] = std::ssize(texts[b]);
+            texts[b].push_back(next[b]);
         }
         if (std::ranges::find(done, false) == done.end() || n + 1 == max_new_tokens) break;
         another_pass(s, true, mesh);
-        for (std::size_t b = 0; b < next.size(); ++b) {
-            const auto at = static_cast<std::int32_t>(length[b] + n);
-            w.acts.tokens.as<std::int32_t>()[b] = next[b];
-            w.acts.positions.as<std::int32_t>()[b] = at;
-            w.acts.key_begin.as<std::int32_t>()[b] = 0;
-            w.acts.key_end.as<std::int32_t>()[b] = at + 1;
-        }
-        trunk_forward(s, w, cache, mesh, exec);
-        next = pick_tokens(s, w.acts, last, tp, exec);
+        load_part(w, texts, part);
+        trunk_forward(s, w, cache, part, mesh, exec);
+        keep_last(hidden, w.acts, texts, part);
+        next = pick_tokens(s, hidden, mesh.tp, exec);
     }
     pass_for_others(s, mesh, exec);
     return out;

@@ -10,12 +10,6 @@
 
 namespace stoa {
 
-/// Keys and values of every layer: (batch, capacity, n_kv_heads, head_dim) of this tp rank's heads.
-struct KvCache {
-    std::vector<Tensor> k, v;
-    std::int64_t batch = 0, capacity = 0;
-};
-
 /// Continues every prompt greedily (ties go to the smaller id) until `stop` or `max_new_tokens`;
 /// the stop token is not part of the result. All ranks of tp pass the same prompts, those
 /// of dp any. comm: per token as model_forward, then all_reduce(tp, max) and all_reduce(tp, min)

@@ -7,8 +7,10 @@
 #include <map>
 
 #include "checkpoints/rank_file.h"
+#include "configs/attention_config.h"
 #include "kernels/core/tree.h"
 #include "kernels/quantize.h"
+#include "trainer/model/attend.h"
 
 namespace stoa {
 namespace {
@@ -26,9 +28,37 @@ struct Parts {
     bool kept = true;     // what selective recompute keeps
     bool derived = true;  // what it makes again
 };
-BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d, DType ffn,
-                        std::int64_t micro_batch, std::int64_t seq_len, Lifetime life,
-                        Parts parts) {
+// What decides the shapes of a layer's tensors.
+struct LayerKind {
+    DType ffn;
+    LayerAttention attention;
+    auto operator<=>(const LayerKind&) const = default;
+};
+// What a layer's attention keeps beside q, k, v.
+void layout_selection(Placer& p, BlockSaved& s, const std::string& name, const LocalDims& d,
+                      LayerAttention kind, std::int64_t micro_batch, std::int64_t seq_len,
+                      Lifetime life) {
+    const auto place = [&](const char* n, const Shape& shape, DType dtype) {
+        return p.place(name + n, shape, dtype, life);
+    };
+    const Shape gates{micro_batch * seq_len, d.n_kv_heads};
+    if (selects_keys(kind)) {
+        s.importance = place("importance", gates, d.formats.wide);
+        s.key_gate = place("key_gate", gates, d.formats.wide);
+    }
+    if (kind == LayerAttention::tree)
+        s.selection =
+            place("selection",
+                  selection_shape(tree_rule(d.attention_rule), micro_batch * d.n_kv_heads, seq_len),
+                  DType::int32);
+    else if (kind != LayerAttention::dense)
+        s.selection = place("expiry", {micro_batch, d.n_kv_heads, seq_len}, DType::int32);
+}
+
+BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d,
+                        const LayerKind& kind, std::int64_t micro_batch, std::int64_t seq_len,
+                        Lifetime life, Parts parts) {
+    const DType ffn = kind.ffn;
     const std::int64_t rows = micro_batch * seq_len;
     const auto attn = [&](const char* n, std::int64_t cols) {
         return p.place(name + n, {rows, cols}, d.formats.attention, life);
@@ -56,6 +86,7 @@ BlockSaved layout_saved(Placer& p, const std::string& name, const LocalDims& d, 
     s.v = attn("v", d.kv_cols());
     s.attn = attn("attn", d.q_cols());
     s.lse = p.place(name + "lse", {micro_batch, d.n_heads, seq_len}, d.formats.wide, life);
+    layout_selection(p, s, name, d, kind.attention, micro_batch, seq_len, life);
     s.x_mid = p.place(name + "x_mid", {rows / d.row_ranks, d.d_model}, d.formats.residual, life);
     s.rstd2 = stat("rstd2", rows / d.row_ranks);
     s.gate = scaled("gate", d.d_ff, QuantBlocks::row);
@@ -84,6 +115,11 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
                    .d_q = place("d_q", rows, d.q_cols(), f.attention),
                    .d_k = place("d_k", rows, d.kv_cols(), f.attention),
                    .d_v = place("d_v", rows, d.kv_cols(), f.attention)};
+    if (std::ranges::any_of(d.attention, selects_keys)) {
+        s.d_gate = place("d_gate", rows, d.n_kv_heads, f.wide);
+        s.d_sink = place("d_sink", rows, d.n_heads, f.wide);
+        s.d_importance = place("d_importance", rows, d.n_kv_heads, f.attention);
+    }
     for (std::int64_t n = d.chunks; n > 1; n = tree_half(n))
         s.tree.push_back(place("tree", rows, d.d_model, f.wide));
     if (d.row_ranks > 1) s.whole = place("whole", rows, d.d_model, f.residual);
@@ -112,23 +148,25 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
     return s;
 }
 
-// A copy that layers of one format share while they are computed again.
-const BlockSaved& shared_copy(std::map<DType, BlockSaved>& copies, DType ffn,
+// A copy that layers of one kind share while they are computed again.
+const BlockSaved& shared_copy(std::map<LayerKind, BlockSaved>& copies, const LayerKind& kind,
                               const std::function<BlockSaved()>& place) {
-    const auto at = copies.find(ffn);
-    return at != copies.end() ? at->second : copies.emplace(ffn, place()).first->second;
+    const auto at = copies.find(kind);
+    return at != copies.end() ? at->second : copies.emplace(kind, place()).first->second;
 }
 
 std::vector<BlockSaved> layout_blocks(Placer& p, const LocalDims& d, std::int64_t micro_batch,
                                       std::int64_t seq_len) {
-    std::map<DType, BlockSaved> whole, derived;  // keyed by the feed-forward format
+    std::map<LayerKind, BlockSaved> whole, derived;
     std::vector<BlockSaved> saved;
     for (std::size_t l = 0; l < d.ffn.size(); ++l) {
-        const DType ffn = d.ffn[l];
+        const LayerKind kind{d.ffn[l], d.attention[l]};
+        // What selective recompute makes again knows no attention.
+        const LayerKind of_ffn{d.ffn[l], LayerAttention::dense};
         const std::string kept = "saved." + std::to_string(l) + ".";
-        const std::string again = std::string("recomputed.") + dtype_name(ffn) + ".";
+        const std::string again = std::string("recomputed.") + dtype_name(kind.ffn) + ".";
         const auto place = [&](const std::string& name, Lifetime life, Parts parts) {
-            return layout_saved(p, name, d, ffn, micro_batch, seq_len, life, parts);
+            return layout_saved(p, name, d, kind, micro_batch, seq_len, life, parts);
         };
         switch (d.recompute[l]) {
             case Recompute::none:
@@ -136,13 +174,13 @@ std::vector<BlockSaved> layout_blocks(Placer& p, const LocalDims& d, std::int64_
                 break;
             case Recompute::selective:
                 saved.push_back(place(kept, Lifetime::micro_batch, {.derived = false}));
-                share_derived(saved.back(), shared_copy(derived, ffn, [&] {
+                share_derived(saved.back(), shared_copy(derived, of_ffn, [&] {
                                   return place(again, Lifetime::block, {.kept = false});
                               }));
                 break;
             case Recompute::full:
                 saved.push_back(
-                    shared_copy(whole, ffn, [&] { return place(again, Lifetime::block, {}); }));
+                    shared_copy(whole, kind, [&] { return place(again, Lifetime::block, {}); }));
                 break;
         }
     }
@@ -209,14 +247,18 @@ TensorView layout_snapshot(Placer& p, const RunConfig& config, const ModelState&
 }
 
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank) {
-    const LocalDims dims = local_dims(config, tp_rank, tp_size);
+    LocalDims dims = local_dims(config, tp_rank, tp_size);
     Placer state;
     const ModelState model = layout_model_state(state, config, dims, longest_sequence(config),
                                                 tp_rank, tp_size, dp_rank);
     layout_snapshot(state, config, model, tp_rank, dp_rank);
-    Placer activations;  // every activation grows with seq_len: the longest stage is the largest
-    layout_activations(activations, config, dims, config.batch.micro_batch,
-                       longest_sequence(config));
+    Placer activations;  // of the stage that needs most
+    for (const StageConfig& stage : config.stages) {
+        set_attention(dims, attention_of(config, stage));
+        Placer here;
+        layout_activations(here, config, dims, config.batch.micro_batch, stage.seq_len);
+        if (here.bytes() > activations.bytes()) activations = here;
+    }
     MemoryPlan plan{.tensors = state.tensors(),
                     .state_bytes = state.bytes(),
                     .activation_bytes = activations.bytes()};

@@ -20,11 +20,16 @@ struct BlockSaved {
     TensorView rstd_q, rstd_k;  // (rows * n_heads), (rows * n_kv_heads)
     TensorView q, k, v;         // attn: q, k after norm and rope
     TensorView attn, lse;       // (rows, q_cols) attn, (micro_batch, n_heads, seq_len)
-    TensorView x_mid;           // (own, d_model) res: residual stream between attention and FFN
-    TensorView rstd2;           // (own): post-attention norm
-    Scaled h2;        // (rows, d_model) ffn, scaled along tokens: for the weights' gradient
-    Scaled gate, up;  // (rows, d_ff) ffn, scaled along features
-    Scaled act;       // (rows, d_ff) ffn, scaled along tokens
+    // Of layers that select keys (kernels/importance_gate.h): (rows, n_kv_heads) wide.
+    TensorView importance, key_gate;
+    // What they selected, int32: of a tree (kernels/tree_attention.h), or expiry times, which local
+    // windows have, too (kernels/importance_attention.h).
+    TensorView selection;
+    TensorView x_mid;  // (own, d_model) res: residual stream between attention and FFN
+    TensorView rstd2;  // (own): post-attention norm
+    Scaled h2;         // (rows, d_model) ffn, scaled along tokens: for the weights' gradient
+    Scaled gate, up;   // (rows, d_ff) ffn, scaled along features
+    Scaled act;        // (rows, d_ff) ffn, scaled along tokens
 };
 
 /// Rows that the feed-forward layers work on at a time: whole blocks of the quantiser and of the
@@ -35,12 +40,14 @@ constexpr std::int64_t kLossChunk = 512;
 
 /// One copy, shared by all layers. chunk = min(rows, kFfnChunk).
 struct BlockScratch {
-    TensorView stream;            // (rows, d_model) wide: this tp rank's part of an output, or d_h
-    TensorView d_attn, d_q;       // (rows, q_cols) attn
-    TensorView d_k, d_v;          // (rows, kv_cols) attn
-    TensorView h;                 // (chunk, d_model) wide: post-attention norm before rounding
-    TensorView gate, up, act;     // (chunk, d_ff) wide: before rounding; gradients in backward
-    Scaled h_row, act_row;        // (chunk, ...) e4m3 by rows: matmul operands of the forward
+    TensorView stream;          // (rows, d_model) wide: this tp rank's part of an output, or d_h
+    TensorView d_attn, d_q;     // (rows, q_cols) attn
+    TensorView d_k, d_v;        // (rows, kv_cols) attn
+    TensorView d_gate, d_sink;  // (rows, n_kv_heads), (rows, n_heads) wide: where keys are selected
+    TensorView d_importance;    // (rows, n_kv_heads) attn
+    TensorView h;               // (chunk, d_model) wide: post-attention norm before rounding
+    TensorView gate, up, act;   // (chunk, d_ff) wide: before rounding; gradients in backward
+    Scaled h_row, act_row;      // (chunk, ...) e4m3 by rows: matmul operands of the forward
     Scaled d_gate_row, d_up_row;  // (chunk, d_ff) e4m3 by rows and by columns
     Scaled d_gate_col, d_up_col;
     Scaled d_y_row, d_y_col;       // (chunk, d_model) e4m3: gradient of the FFN's output
@@ -76,7 +83,7 @@ Activations layout_activations(Placer& placer, const RunConfig& config, const Lo
 TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelState& state,
                            int tp_rank, int dp_rank);
 
-/// The whole plan of one rank: state, then the largest activations of any stage.
+/// The whole plan of one rank: state, then the activations of the stage that needs most.
 struct MemoryPlan {
     std::vector<PlannedTensor> tensors;
     std::int64_t state_bytes = 0, activation_bytes = 0;

@@ -1,14 +1,13 @@
 #include "trainer/model/block.h"
 
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 
-#include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "trainer/model/attend.h"
 #include "trainer/model/chunk_sum.h"
 #include "trainer/model/ffn.h"
 #include "trainer/model/sequence.h"
@@ -19,19 +18,6 @@ namespace {
 // y = x w^T for a weight stored (out, in).
 void linear(TensorView y, ConstTensorView x, ConstTensorView w, const Exec& exec) {
     matmul({.c = y, .a = x, .b = w, .transpose_b = true}, exec);
-}
-
-// d_w (+)= d_y^T x
-void weight_gradient(const BlockContext& c, TensorView d_w, ConstTensorView d_y,
-                     ConstTensorView x) {
-    matmul({.c = d_w,
-            .a = d_y,
-            .b = x,
-            .transpose_a = true,
-            .accumulate = c.add_grads,
-            .chain = c.dims.elastic,
-            .rounding = grad_rounding(c.state, d_w, c.grad_pass, 0)},
-           c.exec);
 }
 
 // product(begin, count) for all rows of the stream, whose sums over tp begin as chunks are done.
@@ -66,7 +52,8 @@ TensorView attention_output(const BlockContext& c, ConstTensorView attn, ConstTe
     });
 }
 
-// d_h = d_q w_q + d_k w_k + d_v w_v, a sum over all heads.     comm: tp
+// d_h = d_q w_q + d_k w_k + d_v w_v (+ d_importance w_importance), a sum over all heads.     comm:
+// tp
 TensorView attention_input_gradient(const BlockContext& c, const BlockWeights& w) {
     const BlockScratch& t = c.acts.scratch;
     return summed_rows(c, [&](std::int64_t begin, std::int64_t count) {
@@ -84,6 +71,8 @@ TensorView attention_input_gradient(const BlockContext& c, const BlockWeights& w
             add_part(t.d_q, w.q, false);
             add_part(t.d_k, w.k, true);
             add_part(t.d_v, w.v, true);
+            if (selects_keys(c.dims.attention[static_cast<std::size_t>(c.layer)]))
+                add_part(t.d_importance, w.importance, true);
         };
         sum_chunks(t.stream.slice_rows(begin, count), 0, c.dims.chunks, t, product, c.exec);
     });
@@ -98,10 +87,6 @@ template <class View>
 View head_rows(View x, std::int64_t head_dim) {
     return x.reshaped({x.numel() / head_dim, head_dim});
 }
-template <class View>
-View by_batch(View x, const Activations& a, std::int64_t head_dim) {
-    return x.reshaped({a.micro_batch, a.seq_len, x.cols() / head_dim, head_dim});
-}
 
 // (segments, d_model) of one of the block's norms, of this rank's rows.
 TensorView norm_gradient(const BlockContext& c, std::int64_t norm) {
@@ -111,11 +96,19 @@ std::int64_t segment_rows(const BlockContext& c, ConstTensorView own) {
     return own.rows() / c.acts.norm_segments.shape[2];
 }
 
-double attention_scale(const LocalDims& d) {
-    return 1.0 / std::sqrt(static_cast<double>(d.head_dim));
-}
-
 }  // namespace
+
+void weight_gradient(const BlockContext& c, TensorView d_w, ConstTensorView d_y,
+                     ConstTensorView x) {
+    matmul({.c = d_w,
+            .a = d_y,
+            .b = x,
+            .transpose_a = true,
+            .accumulate = c.add_grads,
+            .chain = c.dims.elastic,
+            .rounding = grad_rounding(c.state, d_w, c.grad_pass, 0)},
+           c.exec);
+}
 
 RowSums stream_sums(const BlockContext& c) {
     return {c.acts.scratch.stream, c.dims, {c.tp, c.tp_beside, c.tp_queue}, c.exec};
@@ -124,8 +117,9 @@ RowSums stream_sums(const BlockContext& c) {
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out) {
     block_qkv(c, w, s, x_in);
-    block_attend(c, w, s, by_batch(s.k, c.acts, c.dims.head_dim),
-                 by_batch(s.v, c.acts, c.dims.head_dim), x_in, x_out);
+    attend_forward(c, w, s, by_batch(s.k, c.acts, c.dims.head_dim),
+                   by_batch(s.v, c.acts, c.dims.head_dim));
+    block_finish(c, w, s, x_in, x_out);
 }
 
 namespace {
@@ -169,6 +163,7 @@ void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s
     linear(s.q_pre, s.h1, w.q, c.exec);  // (rows, q_cols): this rank's heads
     linear(s.k_pre, s.h1, w.k, c.exec);  // (rows, kv_cols)
     linear(s.v, s.h1, w.v, c.exec);      // (rows, kv_cols)
+    importance_forward(c, w, s);
     norm_and_rope(c, w, s);
 }
 
@@ -179,18 +174,8 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSa
     ffn_recompute(c, w, s);
 }
 
-void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
-                  ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out) {
-    const std::int64_t hd = c.dims.head_dim;
-    attention_forward({.out = by_batch(s.attn, c.acts, hd),
-                       .lse = s.lse,
-                       .q = by_batch(s.q, c.acts, hd),
-                       .k = k,
-                       .v = v,
-                       .key_begin = c.acts.key_begin,
-                       .key_end = c.acts.key_end,
-                       .scale = attention_scale(c.dims)},
-                      c.exec);
+void block_finish(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                  ConstTensorView x_in, TensorView x_out) {
     add(s.x_mid, x_in, attention_output(c, s.attn, w.out), c.exec);  // tp: attention output
 
     RowSums sums = stream_sums(c);
@@ -224,19 +209,7 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockWei
     const TensorView d_mid = all_rows(d_x, t.whole, d, c.tp, c.exec);  // tp, sequence
     weight_gradient(c, g.out, d_mid, s.attn);
     matmul({.c = t.d_attn, .a = d_mid, .b = w.out}, c.exec);
-    attention_backward({.d_q = by_batch(t.d_q, c.acts, hd),
-                        .d_k = by_batch(t.d_k, c.acts, hd),
-                        .d_v = by_batch(t.d_v, c.acts, hd),
-                        .d_out = by_batch(t.d_attn, c.acts, hd),
-                        .out = by_batch(s.attn, c.acts, hd),
-                        .lse = s.lse,
-                        .q = by_batch(s.q, c.acts, hd),
-                        .k = by_batch(s.k, c.acts, hd),
-                        .v = by_batch(s.v, c.acts, hd),
-                        .key_begin = c.acts.key_begin,
-                        .key_end = c.acts.key_end,
-                        .scale = attention_scale(d)},
-                       c.exec);
+    attend_backward(c, w, g, s);
     rope({.x = by_head(t.d_q, hd),
           .cos = cos,
           .sin = sin,

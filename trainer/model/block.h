@@ -24,6 +24,9 @@ struct BlockContext {
     TensorView loss{};       // (4) fp64: what e4m3 loses here in this pass; absent: no sample
 };
 
+/// d_w (+)= d_y^T x
+void weight_gradient(const BlockContext& c, TensorView d_w, ConstTensorView d_y, ConstTensorView x);
+
 /// Sums over tp of the stream's scratch, into which `product` writes rows [begin, begin + count):
 /// all at once, or chunk by chunk where a thread sums one beside the next.
 RowSums stream_sums(const BlockContext& c);
@@ -37,13 +40,14 @@ RowSums stream_sums(const BlockContext& c);
 void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                    ConstTensorView x_in, TensorView x_out);
 
-// Its two halves, between which decoding puts the keys and values into its cache.
-/// Fills s.q, s.k, s.v (and what their backward needs) from x_in.     comm: share_rows(tp)
+// What comes before and after attention (attend.h), where decoding has a cache of its own.
+/// Fills s.q, s.k, s.v (and what their backward needs), and what keys are selected by, from x_in.
+/// comm: share_rows(tp)
 void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                ConstTensorView x_in);
-/// The rest, attending to k, v (micro_batch, k_len, n_kv_heads, head_dim).
-void block_attend(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
-                  ConstTensorView k, ConstTensorView v, ConstTensorView x_in, TensorView x_out);
+/// The rest, from s.attn.
+void block_finish(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                  ConstTensorView x_in, TensorView x_out);
 
 /// h1, q, k, h2 and act again, from what selective recompute keeps.     comm: 2 x share_rows(tp)
 void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,

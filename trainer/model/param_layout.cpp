@@ -18,7 +18,10 @@ std::uint64_t name_hash(
     return h;
 }
 
-// The logical model as a table: q/k norms first (see ModelState::head_sums), then the other norms,
+// An importance gate starts open: sigmoid(4) = 0.98.
+constexpr double kOpenGate = 4.0;
+
+// The logical model as a table: vectors by head first (see ModelState::head_sums), then the norms,
 // then the matrices from top to bottom.
 std::vector<Param> param_table(const RunConfig& config) {
     const ModelConfig& m = config.model;
@@ -29,6 +32,12 @@ std::vector<Param> param_table(const RunConfig& config) {
     std::vector<Param> table;
     const auto norm = [&](const std::string& name, std::int64_t n) {
         table.push_back({.name = name, .global_shape = {n}, .format = formats.wide});
+    };
+    const auto per_head = [&](const std::string& name, std::int64_t n, double fill) {
+        norm(name, n);
+        table.back().fill = fill;
+        table.back().heads = n;
+        table.back().per_head = true;
     };
     const auto matrix = [&](const std::string& name, std::int64_t out, std::int64_t in, TpCut cut,
                             double s, DType format) {
@@ -42,7 +51,12 @@ std::vector<Param> param_table(const RunConfig& config) {
     const auto layer = [](std::int64_t l) { return "model.layers." + std::to_string(l) + "."; };
     for (std::int64_t l = 0; l < m.n_layers; ++l) {
         norm(layer(l) + "self_attn.q_norm.weight", m.head_dim);
+        table.back().heads = m.n_heads;
         norm(layer(l) + "self_attn.k_norm.weight", m.head_dim);
+        table.back().heads = m.n_kv_heads;
+        if (!learns_importance(config, l)) continue;
+        per_head(layer(l) + "self_attn.sinks", m.n_heads, 0.0);
+        per_head(layer(l) + "self_attn.importance.bias", m.n_kv_heads, kOpenGate);
     }
     for (std::int64_t l = 0; l < m.n_layers; ++l) {
         norm(layer(l) + "input_layernorm.weight", m.d_model);
@@ -58,6 +72,11 @@ std::vector<Param> param_table(const RunConfig& config) {
         matrix(layer(l) + "self_attn.v_proj.weight", kv, m.d_model, TpCut::rows, std, attention);
         matrix(layer(l) + "self_attn.o_proj.weight", m.d_model, q, TpCut::cols, residual_std,
                attention);
+        if (learns_importance(config, l)) {
+            matrix(layer(l) + "self_attn.importance.weight", m.n_kv_heads, m.d_model, TpCut::rows,
+                   std, attention);
+            table.back().decay = false;
+        }
         matrix(layer(l) + "mlp.gate_proj.weight", m.d_ff, m.d_model, TpCut::rows, std, ffn);
         matrix(layer(l) + "mlp.up_proj.weight", m.d_ff, m.d_model, TpCut::rows, std, ffn);
         matrix(layer(l) + "mlp.down_proj.weight", m.d_model, m.d_ff, TpCut::cols, residual_std,
@@ -88,9 +107,15 @@ Weights model_views(const std::vector<Param>& params, const RunConfig& config, c
     w.blocks.resize(n_layers);
     std::size_t i = 0;
     const auto next = [&]() -> Scaled { return pick(params[i++]); };
+    const auto learns = [&](const BlockWeights& b) {
+        return learns_importance(config, &b - w.blocks.data());
+    };
     for (BlockWeights& b : w.blocks) {
         b.q_norm = next().data;
         b.k_norm = next().data;
+        if (!learns(b)) continue;
+        b.sinks = next().data;
+        b.importance_bias = next().data;
     }
     for (BlockWeights& b : w.blocks) {
         b.input_norm = next().data;
@@ -103,6 +128,7 @@ Weights model_views(const std::vector<Param>& params, const RunConfig& config, c
         b.k = next().data;
         b.v = next().data;
         b.out = next().data;
+        if (learns(b)) b.importance = next().data;
         b.gate = next();
         b.up = next();
         b.down = next();
@@ -121,20 +147,16 @@ Scaled place_scaled(Placer& placer, const std::string& name, const Shape& shape,
     return t;
 }
 
-// Rows by head of the q or k norm that row i of the table is.
-std::int64_t heads_of(const RunConfig& config, std::size_t i) {
-    return i % 2 == 0 ? config.model.n_heads : config.model.n_kv_heads;
-}
-
 // Blocks, embedding, output matrix: the table has norms first, then the units one after the other.
-std::vector<Unit> units_of(const std::vector<Param>& params, std::int64_t n_layers) {
-    constexpr std::size_t kMatricesOfBlock = 7;
+std::vector<Unit> units_of(const std::vector<Param>& params, const RunConfig& config) {
     const auto embedding = static_cast<std::size_t>(
         std::ranges::find_if(params, [](const Param& p) { return !p.is_norm(); }) - params.begin());
     std::vector<Unit> units;
     std::size_t at = embedding + 1;
-    for (std::int64_t l = 0; l < n_layers; ++l, at += kMatricesOfBlock)
-        units.push_back({.first = at, .count = kMatricesOfBlock});
+    for (std::int64_t l = 0; l < config.model.n_layers; ++l) {
+        units.push_back({.first = at, .count = learns_importance(config, l) ? 8u : 7u});
+        at += units.back().count;
+    }
     units.push_back({.first = embedding, .count = 1});
     if (at < params.size()) units.push_back({.first = at, .count = 1});
     return units;
@@ -200,14 +222,10 @@ void place_grad_sums(Placer& placer, ModelState& s, DType dtype, std::int64_t sh
 }
 
 // Gradients of the norms lie flat, so that they are one message: first those by head.
-void place_norm_grads(Placer& placer, ModelState& s, const RunConfig& config, DType wide,
-                      std::int64_t shards) {
-    const auto n_head_norms = static_cast<std::size_t>(2 * config.model.n_layers);
+void place_norm_grads(Placer& placer, ModelState& s, DType wide, std::int64_t shards) {
     std::int64_t heads = 0;  // elements
-    for (std::size_t i = 0; i < n_head_norms; ++i) {
-        s.head_count.push_back(heads_of(config, i));
-        heads += s.head_count.back() * config.model.head_dim;
-    }
+    for (const Param& p : s.params)
+        heads += p.head_elements();
     std::int64_t norms = align_up(heads);
     std::vector<std::int64_t> offsets;
     for (const Param& p : s.params) {
@@ -226,18 +244,25 @@ void place_norm_grads(Placer& placer, ModelState& s, const RunConfig& config, DT
     }
 }
 
-// What backward adds q and k norms' gradients to: this rank's heads.
-void view_head_grads(ModelState& s, const RunConfig& config, const LocalDims& d, int tp_rank) {
+// This rank's heads: what backward adds the gradients of vectors by head to, and of sinks and
+// importance biases what it computes with.
+void view_heads(ModelState& s, int tp_rank, int tp_size) {
+    std::size_t i = 0;
     std::int64_t at = 0;
-    const auto next = [&](std::int64_t local, std::int64_t all) {
-        const TensorView mine =
-            piece(s.norm_grads, at + tp_rank * local * d.head_dim, {local, d.head_dim});
-        at += all * d.head_dim;
-        return mine;
+    const auto next = [&](TensorView& grad, TensorView* work) {
+        const Param& p = s.params[i++];
+        const std::int64_t local = p.heads / tp_size, of_head = p.head_elements() / p.heads;
+        grad = piece(s.norm_grads, at + tp_rank * local * of_head, {local, of_head});
+        at += p.head_elements();
+        if (work != nullptr) *work = piece(*work, tp_rank * local, {local});
     };
-    for (BlockWeights& b : s.grads.blocks) {
-        b.q_norm = next(d.n_heads, config.model.n_heads);
-        b.k_norm = next(d.n_kv_heads, config.model.n_kv_heads);
+    for (std::size_t l = 0; l < s.grads.blocks.size(); ++l) {
+        BlockWeights &g = s.grads.blocks[l], &w = s.work.blocks[l];
+        next(g.q_norm, nullptr);
+        next(g.k_norm, nullptr);
+        if (w.sinks.shape.rank == 0) continue;
+        next(g.sinks, &w.sinks);
+        next(g.importance_bias, &w.importance_bias);
     }
 }
 
@@ -331,7 +356,16 @@ LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size) {
         d.ffn.push_back(ffn_format(d.formats, config, l));
         d.recompute.push_back(recompute_of(config, l));
     }
+    set_attention(
+        d, config.stages.empty() ? m.attention : attention_of(config, config.stages.front()));
     return d;
+}
+
+void set_attention(LocalDims& d, const AttentionConfig& rule) {
+    d.attention_rule = rule;
+    d.attention.clear();
+    for (std::size_t l = 0; l < d.ffn.size(); ++l)
+        d.attention.push_back(layer_attention(rule, static_cast<std::int64_t>(l)));
 }
 
 ModelState layout_model_state(Placer& placer, const RunConfig& config, const LocalDims& dims,
@@ -350,9 +384,10 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
         p.local_rows = p.global_shape.rank == 2 ? local_shape(p)[0] : 1;
         p.mine = {dp_rank, 0, p.local_rows};
     }
-    s.units = units_of(s.params, config.model.n_layers);
+    s.units = units_of(s.params, config);
     const std::int64_t zero = dp > 1 ? config.parallel.zero : 0;
-    const std::int64_t buffers = config.parallel.overlap != Overlap::off ? 2 : 1;  // one in use, one on its way
+    const std::int64_t buffers =
+        config.parallel.overlap != Overlap::off ? 2 : 1;  // one in use, one on its way
     for (std::size_t u = 0; u < s.units.size(); ++u) {
         Unit& unit = s.units[u];
         const auto turn = static_cast<std::int64_t>(u);
@@ -367,14 +402,14 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
     for (Param& p : s.params)
         place_param(placer, p, dims.formats);
     if (zero >= 3) place_gathered(placer, s, buffers);
-    place_norm_grads(placer, s, config, dims.formats.wide, sums.dp_shards / dp);
+    place_norm_grads(placer, s, dims.formats.wide, sums.dp_shards / dp);
     place_shard_grads(placer, s, dims.formats.grad, zero >= 2 ? buffers : 0);
     place_grad_sums(placer, s, dims.formats.grad, sums.dp_shards / dp);
     s.work = model_views(s.params, config, [](const Param& p) { return p.work; });
     s.grads = model_views(s.params, config, [](const Param& p) {
         return Scaled{p.shard_grad, {}};
     });
-    view_head_grads(s, config, dims, tp_rank);
+    view_heads(s, tp_rank, tp_size);
     const Shape angles{max_positions, dims.head_dim / 2};
     s.rope_cos = placer.place("rope.cos", angles, dims.formats.wide, Lifetime::run);
     s.rope_sin = placer.place("rope.sin", angles, dims.formats.wide, Lifetime::run);

@@ -79,10 +79,20 @@ void init_model_state(ModelState& state, const RunConfig& config, const Exec& ex
         }
         dispatch_dtype(p.master.dtype, [&]<Element T>(T) {
             for (T& x : p.master.as<T>())
-                x = narrow_to<T>(1);
+                x = narrow_to<T>(static_cast<Wide<T>>(p.fill));
         });
     }
-    rope_table(state.rope_cos, state.rope_sin, config.model.rope_theta, exec);
+    const double stretch = config.stages.empty()
+                               ? config.model.attention.stretch
+                               : attention_of(config, config.stages.front()).stretch;
+    fill_rope(state, config, stretch, exec);
+}
+
+void fill_rope(const ModelState& state, const RunConfig& config, double stretch, const Exec& exec) {
+    rope_table(
+        state.rope_cos, state.rope_sin,
+        {.theta = config.model.rope_theta, .rotate = rotated_part(config), .stretch = stretch},
+        exec);
 }
 
 void zero_grads(ModelState& state, const Exec& exec) {
@@ -94,7 +104,7 @@ void fold_head_grads(ModelState& state) {
     std::int64_t at = 0;
     for (std::size_t i = 0; at < state.head_sums.numel(); ++i) {
         const Param& p = state.params[i];
-        const std::int64_t d = p.grad.numel(), heads = state.head_count[i];
+        const std::int64_t d = p.grad.numel(), heads = p.per_head ? 1 : p.heads;
         dispatch_dtype(p.grad.dtype, [&]<Element T>(T) {
             const T* const by_head = state.head_sums.as<T>().data() + at;
             T* const sum = p.grad.as<T>().data();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checkpoints/checkpoint.h"
+#include "configs/attention_config.h"
 #include "configs/recipe.h"
 #include "configs/run_config.h"
 #include "kernels/core/arena.h"
@@ -23,6 +24,9 @@ struct LocalDims {
     Formats formats;
     std::vector<DType> ffn;            // per layer: formats.ffn or formats.ffn_edge
     std::vector<Recompute> recompute;  // per layer
+    // Of the stage at hand: which keys the queries of each layer see.
+    AttentionConfig attention_rule;
+    std::vector<LayerAttention> attention;  // per layer
     // Of the order of sums (parallel.determinism): chunks of heads, d_ff and vocabulary that this
     // rank holds and adds as a tree; micro-batches of one dp shard; whether gradients add up token
     // by token.
@@ -35,6 +39,8 @@ struct LocalDims {
     std::int64_t kv_cols() const { return n_kv_heads * head_dim; }
 };
 LocalDims local_dims(const RunConfig& config, int tp_rank, int tp_size);
+/// The attention of a stage (local_dims: of the first).
+void set_attention(LocalDims& dims, const AttentionConfig& rule);
 
 /// A tensor that may be 8-bit: then `scale` holds the exponents of its blocks (kernels/quantize.h).
 struct Scaled {
@@ -47,9 +53,14 @@ struct BlockWeights {
     TensorView q, k, v;         // (q_cols, d_model), (kv_cols, d_model) x 2: cut by rows (heads)
     TensorView q_norm, k_norm;  // (head_dim)
     TensorView out;             // (d_model, q_cols): cut by columns
-    TensorView post_norm;       // (d_model)
-    Scaled gate, up;            // (d_ff, d_model): cut by rows
-    Scaled down;                // (d_model, d_ff): cut by columns
+    // Of layers that select keys in some stage, else absent: the logit of seeing nothing, and the
+    // importance of a token, its bias fp32.
+    TensorView sinks;            // (n_heads): this rank's
+    TensorView importance;       // (n_kv_heads, d_model): cut by rows
+    TensorView importance_bias;  // (n_kv_heads): this rank's
+    TensorView post_norm;        // (d_model)
+    Scaled gate, up;             // (d_ff, d_model): cut by rows
+    Scaled down;                 // (d_model, d_ff): cut by columns
 };
 struct Weights {
     TensorView embed;  // (vocab.local, d_model): cut by rows, padded
@@ -71,8 +82,13 @@ struct Param {
     std::string name;  // "model.layers.0.self_attn.q_proj.weight"
     Shape global_shape;
     TpCut cut = TpCut::replicated;
-    bool decay = false;          // weight decay: matrices, not norms
-    double init_std = 0.0;       // 0: filled with ones
+    bool decay = false;     // weight decay: matrices, not norms
+    double init_std = 0.0;  // 0: filled with `fill`
+    double fill = 1.0;
+    // Of a vector whose gradient each tp rank has for its own heads only: all heads, and whether it
+    // holds one value for each (else all heads share it).
+    std::int64_t heads = 0;
+    bool per_head = false;
     DType format = DType::fp32;  // of the working copy
     ShardRange range;            // of the cut axis
     std::int64_t local_rows = 0;
@@ -86,7 +102,8 @@ struct Param {
     /// in a buffer that blocks share, only between await_block and the use of another block.
     Scaled work, m, v;
     bool gathered = false;
-    bool is_norm() const { return init_std == 0.0; }
+    bool is_norm() const { return init_std == 0.0; }  // and other vectors
+    std::int64_t head_elements() const { return per_head ? heads : heads * global_shape.numel(); }
     std::int64_t row_begin() const { return cut == TpCut::rows ? range.begin : 0; }
     std::int64_t col_begin() const { return cut == TpCut::cols ? range.begin : 0; }
     std::uint64_t key(std::uint64_t seed) const;  // of its random streams
@@ -110,11 +127,11 @@ struct ModelState {
     /// What backward writes, flat: gradients of the norms (wide), and of the matrices (zero: 0, 1).
     TensorView norm_grads, matrix_grads;
     TensorView norm_sums;  // over the dp shards; the same memory where a rank has one shard
-    /// The head of norm_sums: gradients of q/k norm weights by head, (heads, head_dim) per weight.
-    /// They are replicated, but each tp rank sees only its own heads; the rest is zero.
+    /// The head of norm_sums: gradients of the first params by head: of q/k norm weights (heads,
+    /// head_dim), of sinks and importance biases (heads). They are replicated, but each tp rank
+    /// sees only its own heads; the rest is zero.
     TensorView head_sums;
-    std::vector<std::int64_t> head_count;  // of the first params, which are the q and k norms
-    TensorView rope_cos, rope_sin;         // (max_positions, head_dim / 2)
+    TensorView rope_cos, rope_sin;  // (max_positions, head_dim / 2)
 };
 
 /// Lists or places the state of dp rank `dp_rank` of config.parallel.dp. `max_positions`: longest
@@ -138,6 +155,9 @@ StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad
 /// mesh), zeroes moments, fills the rope table and the working copies.
 void init_model_state(ModelState& state, const RunConfig& config, const Exec& exec);
 
+/// The rotary angles of a stage.
+void fill_rope(const ModelState& state, const RunConfig& config, double stretch, const Exec& exec);
+
 /// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128: rows [begin, begin + count) of
 /// those that are this rank's; begin is a multiple of 128. Nothing to do where both are one tensor,
 /// or work is gathered.
@@ -145,7 +165,7 @@ void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, c
 /// Rows [begin, ...) of all rows of work, from masters of these rows.
 void store_work(const Param& p, std::int64_t begin, ConstTensorView master, const Exec& exec);
 void zero_grads(ModelState& state, const Exec& exec);
-/// The gradients of q/k norm weights from those by head, in the order of the heads.
+/// The gradients of the first params from those by head, in the order of the heads.
 void fold_head_grads(ModelState& state);
 /// Only what a first micro-batch adds to instead of overwriting: norm gains, and the embedding
 /// where it is not the output matrix, too.

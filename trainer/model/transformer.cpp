@@ -94,6 +94,15 @@ void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq
     s.acts = layout_activations(placer, s.config, s.dims, micro_batch, seq_len);
 }
 
+void enter_stage(TrainState& s, const StageConfig& stage, const Exec& exec) {
+    const AttentionConfig& rule = attention_of(s.config, stage);
+    const AttentionConfig was = s.dims.attention_rule;
+    if (rule == was) return;
+    set_attention(s.dims, rule);
+    s.acts.micro_batch = 0;  // placed anew
+    if (rule.stretch != was.stretch) fill_rope(s.model, s.config, rule.stretch, exec);
+}
+
 void load_micro_batch(TrainState& s, const MicroBatch& mb) {
     if (mb.batch != s.acts.micro_batch || mb.seq_len != s.acts.seq_len)
         place_activations(s, mb.batch, mb.seq_len);

@@ -44,6 +44,8 @@ TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, c
                             int dp_rank = 0);
 /// Places the activations of a stage behind the state.
 void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len);
+/// The attention and positions of a stage, for all that follows. Nothing to do within a stage.
+void enter_stage(TrainState& s, const StageConfig& stage, const Exec& exec);
 /// Copies a micro-batch into the arena: tokens, targets, positions, key ranges.
 void load_micro_batch(TrainState& s, const MicroBatch& mb);
 

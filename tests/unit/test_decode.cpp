@@ -1,0 +1,104 @@
+// Decoding through the cache continues a text as the training forward would: same model, same
+// selection, token by token, whatever the layers attend to.
+#include <set>
+
+#include "kernels/matmul.h"
+#include "tests/support/catch.h"
+#include "tests/support/tensors.h"
+#include "tests/support/tiny_run.h"
+#include "trainer/inference/decode.h"
+#include "trainer/inference/kv_cache.h"
+
+using namespace stoa;
+using namespace stoa::test;
+
+namespace {
+
+constexpr std::int64_t kLen = 96;
+
+TrainState make_state(const AttentionConfig& attention, Recipe recipe) {
+    RunConfig c = tiny_config({.recipe = recipe,
+                               .whole_blocks = recipe != Recipe::fp32,
+                               .seq_len = kLen,
+                               .attention = attention},
+                              1, 1);
+    c.model.init_std = 0.3;  // far from indifferent
+    c.batch.micro_batch = 1;
+    return make_train_state(c, 0, 1, Exec{});
+}
+
+std::vector<TokenId> random_text(std::uint64_t seed, std::int64_t n) {
+    Draws draws(5, seed);
+    std::vector<TokenId> text;
+    for (std::int64_t i = 0; i < n; ++i)
+        text.push_back(static_cast<TokenId>(draws.between(0, 66)));
+    return text;
+}
+
+// The best next token after `text` by one pass of the training forward over all of it.
+TokenId next_by_training_forward(TrainState& s, const std::vector<TokenId>& text) {
+    MicroBatch mb{.batch = 1, .seq_len = kLen};
+    mb.tokens.assign(text.begin(), text.end());
+    mb.tokens.resize(kLen, 0);
+    mb.targets.assign(kLen, -1);
+    mb.key_begin.assign(kLen, 0);
+    load_micro_batch(s, mb);
+    model_forward(s, Mesh{}, Exec{});
+    const std::int64_t last = std::ssize(text) - 1;
+    const Tensor logits({1, s.dims.vocab.local}, s.dims.formats.wide);
+    matmul({.c = logits,
+            .a = s.acts.h_final.slice_rows(last, 1),
+            .b = s.model.work.lm_head,
+            .transpose_b = true},
+           Exec{});
+    const auto row = logits.as<float>().first(static_cast<std::size_t>(s.dims.vocab.count));
+    return static_cast<TokenId>(std::ranges::max_element(row) - row.begin());
+}
+
+AttentionConfig wide_attention(const std::string& layers) {
+    AttentionConfig a = tiny_attention(AttentionKind::dynamic, KeySelector::tree, layers);
+    a.window = 8;
+    a.leaf = 4;
+    a.sinks = 2;
+    a.keep = 4;
+    return a;
+}
+
+}  // namespace
+
+TEST_CASE("decoding says what the training forward would, for every kind of attention",
+          "[decode]") {
+    const Recipe recipe = GENERATE(Recipe::fp32, Recipe::bf16, Recipe::r30);
+    const auto layers = GENERATE(as<std::string>(), "D", "W", "T", "P", "TPW", "DTP");
+    TrainState s = make_state(wide_attention(layers), recipe);
+    // Side by side, of unequal lengths, also shorter than a window and a leaf.
+    std::vector<std::vector<TokenId>> prompts;
+    for (const std::int64_t n : {1, 3, 11, 30, 64, 80})
+        prompts.push_back(random_text(static_cast<std::uint64_t>(n), n));
+    constexpr std::int64_t kNew = 12;
+    const auto out = generate_greedy(s, prompts, kNew, /*stop=*/-1, Mesh{}, Exec{});
+    REQUIRE(out.size() == prompts.size());
+    std::set<TokenId> seen;
+    for (std::size_t p = 0; p < prompts.size(); ++p) {
+        std::vector<TokenId> text = prompts[p];
+        REQUIRE(std::ssize(out[p]) == kNew);
+        for (std::size_t i = 0; i < out[p].size(); ++i) {
+            CAPTURE(recipe_name(recipe), layers, p, i);
+            CHECK(out[p][i] == next_by_training_forward(s, text));
+            text.push_back(out[p][i]);
+            seen.insert(out[p][i]);
+        }
+    }
+    CHECK(seen.size() > 5);  // not one word over and over
+}
+
+TEST_CASE("the cache of a window does not grow, that of a tree does", "[decode]") {
+    const auto bytes = [](const char* layers, std::int64_t capacity) {
+        return kv_cache_bytes(
+            make_kv_cache(make_state(wide_attention(layers), Recipe::fp32), 2, capacity));
+    };
+    CHECK(bytes("W", 4096) == bytes("W", 64));
+    CHECK(bytes("P", 4096) == bytes("P", 64));
+    CHECK(bytes("T", 4096) > 30 * bytes("T", 64));
+    CHECK(bytes("D", 4096) == 64 * bytes("D", 64));
+}

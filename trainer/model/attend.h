@@ -1,0 +1,40 @@
+#pragma once
+// The attention of one layer, of whatever kind the stage has for it: from q, k, v and importance to
+// what the output matrix reads, and back. Selection is local to a kv head, so nobody communicates:
+// the tp ranks hold different kv heads.
+#include "kernels/importance_attention.h"
+#include "kernels/tree_attention.h"
+#include "trainer/model/block.h"
+
+namespace stoa {
+
+/// Whether a layer selects keys by learned importance, and so has gates and sink logits.
+constexpr bool selects_keys(LayerAttention a) {
+    return a == LayerAttention::tree || a == LayerAttention::importance;
+}
+TreeRule tree_rule(const AttentionConfig& a);
+/// Of `importance`, or of `window`, which keeps nothing.
+KeyRule key_rule(const AttentionConfig& a, LayerAttention kind);
+Shape selection_shape(const TreeRule& rule, std::int64_t heads, std::int64_t seq_len);
+double attention_scale(const LocalDims& d);
+
+/// (rows, heads * head_dim) as (micro_batch, seq_len, heads, head_dim).
+template <class View>
+View by_batch(const View& x, const Activations& a, std::int64_t head_dim) {
+    return x.reshaped({a.micro_batch, a.seq_len, x.cols() / head_dim, head_dim});
+}
+
+/// Importance and gates of the tokens from s.h1, where the layer selects keys.     comm: none
+void importance_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s);
+
+/// s.attn, s.lse and s.selection from s.q and k, v (micro_batch, k_len, n_kv_heads, head_dim);
+/// other kinds than dense need k_len = seq_len.     comm: none
+void attend_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                    ConstTensorView k, ConstTensorView v);
+
+/// d_q, d_k, d_v in the scratch from its d_attn; where the layer selects keys its d_importance,
+/// too, and the gradients of sinks, importance weights and biases.     comm: none
+void attend_backward(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
+                     const BlockSaved& s);
+
+}  // namespace stoa
