@@ -46,13 +46,13 @@ struct Queries {
 /// Logits z of keys [from, to) of a run; the maxima rise.
 template <class W>
 void run_logits(W* z, Queries<W>& q, const KeyRun<W>& run, std::int64_t from, std::int64_t to,
-                std::int64_t dim, W inverse_window) {
+                std::int64_t dim, const W* ramps) {
     multiply(to - from, kQueryLanes, dim, packed_left(run.k, dim, from), packed_right(q.q, dim), z,
              kQueryLanes, Into::write);
     vectorised([&] {
         Lanes<W> max(q.max);
         for (std::int64_t j = from; j < to; ++j, z += kQueryLanes) {
-            if (!gate_scores<kQueryLanes>(z, run.seen, j, q.t, q.rows, inverse_window))
+            if (!gate_scores<kQueryLanes>(z, run.seen, j, q.t, q.rows, ramps))
                 for (std::int32_t r = 0; r < kQueryLanes; ++r)
                     z[r] = sees(run.seen, j, q.t + r) ? z[r] : -std::numeric_limits<W>::infinity();
             max.rise_to(z);
@@ -88,7 +88,7 @@ void add_run(W* z, Queries<W>& q, const KeyRun<W>& run, std::int64_t from, std::
 template <class T, class W>
 void forward_panel(const ImportanceAttentionArgs& a, const ImportanceSizes& n, Queries<W>& q,
                    const KeyRun<W>& far, const KeyRun<W>& window, std::int64_t from,
-                   std::int64_t to, std::int64_t batch, std::int64_t h) {
+                   std::int64_t to, const W* ramps, std::int64_t batch, std::int64_t h) {
     struct QueriesTag;
     struct LogitsTag;
     struct OutTag;
@@ -97,7 +97,6 @@ void forward_panel(const ImportanceAttentionArgs& a, const ImportanceSizes& n, Q
     W* const queries = scratch<QueriesTag, W>(kQueryLanes * dim);
     W* const z = scratch<LogitsTag, W>((far.keys + to - from) * kQueryLanes);
     W* const rows = scratch<RowsTag, W>(kQueryLanes * dim);
-    const W inverse_window = W{1} / static_cast<W>(a.rule.window);
     const W sink = a.sink_logit.empty() ? -std::numeric_limits<W>::infinity()
                                         : a.sink_logit.as<W>()[static_cast<std::size_t>(h)];
     pack_right(queries, head_matrix<T>(a.q, batch, h).from_row(row), true, q.rows, dim);
@@ -108,8 +107,8 @@ void forward_panel(const ImportanceAttentionArgs& a, const ImportanceSizes& n, Q
     std::fill_n(q.max, kQueryLanes, sink);
     std::fill_n(q.sum, kQueryLanes, W{0});
     W* const local = z + far.keys * kQueryLanes;
-    if (far.keys > 0) run_logits(z, q, far, 0, far.keys, dim, inverse_window);
-    run_logits(local, q, window, from, to, dim, inverse_window);
+    if (far.keys > 0) run_logits(z, q, far, 0, far.keys, dim, ramps);
+    run_logits(local, q, window, from, to, dim, ramps);
     W base[kQueryLanes];
     for (std::int64_t r = 0; r < kQueryLanes; ++r)
         base[r] = base_of(q.max[r]);
@@ -138,8 +137,10 @@ void forward_tile(const ImportanceAttentionArgs& a, const ImportanceSizes& n, co
     struct FarSeenTag;
     struct FarRowsTag;
     struct FarValuesTag;
+    struct RampTag;
     const auto k = head_matrix<T>(a.k, batch, kv_head), v = head_matrix<T>(a.v, batch, kv_head);
     const Tokens<W> tokens = tokens_of<W>(a, n, batch, kv_head);
+    const W* const ramps = ramp_table<RampTag, W>(a.rule.window, n.len);
     const auto window_begin = [&](std::int64_t t) {
         return std::max<std::int64_t>(t - a.rule.window + 1, tokens.begin[t]);
     };
@@ -155,7 +156,7 @@ void forward_tile(const ImportanceAttentionArgs& a, const ImportanceSizes& n, co
         const std::int64_t from = (window_begin(t) - begin) / mr * mr;
         Queries<W> q{.t = static_cast<std::int32_t>(t), .rows = std::min(kQueryLanes, end - t)};
         for (std::int64_t h = kv_head * n.group(); h < (kv_head + 1) * n.group(); ++h)
-            forward_panel<T>(a, n, q, far, run, from, t + q.rows - begin, batch, h);
+            forward_panel<T>(a, n, q, far, run, from, t + q.rows - begin, ramps, batch, h);
     }
 }
 

@@ -21,21 +21,57 @@ constexpr std::int64_t kWaveChunks = 8;  // whose sums are in memory at a time
 using Args = ImportanceAttentionBackwardArgs;
 using Sizes = ImportanceSizes;
 
-/// Gradients towards keys from one chunk of queries: of the far keys of its first block, then of
-/// the contiguous range from that block's first key to the chunk's end. A later block's far keys
-/// are among these.
+/// Gradients towards keys of one kv head of one batch entry.
+template <class W>
+struct KeySums {
+    W *d_k = nullptr, *d_v = nullptr, *d_gate = nullptr;  // (rows, width) twice, (rows)
+    static std::int64_t values(std::int64_t rows, std::int64_t width) {
+        return rows * (2 * width + 1);
+    }
+    static KeySums in(W* memory, std::int64_t rows, std::int64_t width) {
+        return {memory, memory + rows * width, memory + 2 * rows * width};
+    }
+    KeySums from_row(std::int64_t row, std::int64_t width) const {
+        return {d_k + row * width, d_v + row * width, d_gate + row};
+    }
+    void clear(std::int64_t rows, std::int64_t width) const {
+        std::fill_n(d_k, rows * width, W{0});
+        std::fill_n(d_v, rows * width, W{0});
+        std::fill_n(d_gate, rows, W{0});
+    }
+    /// row `to` += row `from` of others
+    void add_row(std::int64_t to, const KeySums& others, std::int64_t from,
+                 std::int64_t width) const {
+#pragma GCC ivdep
+        for (std::int64_t c = 0; c < width; ++c) {
+            d_k[to * width + c] += others.d_k[from * width + c];
+            d_v[to * width + c] += others.d_v[from * width + c];
+        }
+        d_gate[to] += others.d_gate[from];
+    }
+};
+
+/// What one chunk of queries gives to keys. Those of its own tokens get theirs from no query before
+/// it, and have it in place. Apart, to be added chunk after chunk: keys before it, which are the
+/// far keys of its first block, and those from that block's first key on. A later block's far keys
+/// are among these and its own.
 template <class W>
 struct ChunkSums {
+    std::int64_t begin = 0, end = 0;  // its tokens
     std::vector<std::int32_t> far;
-    std::int64_t local_begin = 0, rows = 0, width = 0;
-    W *d_k = nullptr, *d_v = nullptr, *d_gate = nullptr;  // (rows, width) twice, (rows)
-    std::int64_t row_of(std::int64_t s) const {
-        if (s >= local_begin) return std::ssize(far) + s - local_begin;
-        return std::ranges::lower_bound(far, static_cast<std::int32_t>(s)) - far.begin();
-    }
+    std::int64_t local_begin = 0, width = 0;
+    KeySums<W> apart, own;  // own: of token `begin` on
+    std::int64_t apart_rows() const { return std::ssize(far) + begin - local_begin; }
     std::int64_t token(std::int64_t row) const {
         return row < std::ssize(far) ? far[static_cast<std::size_t>(row)]
                                      : local_begin + row - std::ssize(far);
+    }
+    /// Token s, and those behind it up to a chunk's boundary.
+    KeySums<W> of_token(std::int64_t s) const {
+        if (s >= begin) return own.from_row(s - begin, width);
+        if (s >= local_begin) return apart.from_row(std::ssize(far) + s - local_begin, width);
+        return apart.from_row(
+            std::ranges::lower_bound(far, static_cast<std::int32_t>(s)) - far.begin(), width);
     }
 };
 
@@ -43,12 +79,12 @@ struct ChunkSums {
 /// query may not see some key: `hidden`.
 template <class W>
 bool to_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const SeenKeys<W>& seen,
-                  std::int64_t keys, std::int32_t t, W inverse_window, W* d_gate) {
+                  std::int64_t keys, std::int32_t t, const W* ramps, W* d_gate) {
     bool hidden = false;
     vectorised([&] {
         for (std::int64_t j = 0; j < keys; ++j) {
             W *const p = s.p + j * kBlockQueries, *const d_z = s.d_z + j * kBlockQueries;
-            const bool all = gate_scores<kBlockQueries>(p, seen, j, t, q.rows, inverse_window);
+            const bool all = gate_scores<kBlockQueries>(p, seen, j, t, q.rows, ramps);
 #pragma GCC ivdep
             for (std::int64_t r = 0; r < kBlockQueries; ++r) {
                 p[r] = fused_exp(p[r] - q.lse[r]);
@@ -64,12 +100,11 @@ bool to_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const SeenKey
                 }
             }
             if (d_gate == nullptr) continue;
+            const W* const of_lane = ramps + (seen.far ? 0 : t - seen.token[j]);
+            const auto ramped = [&](auto r) { return of_lane[r] * d_z[r]; };
             d_gate[j] += seen.far ? lane_sum<W>(q.rows, [&](auto r) { return d_z[r]; })
-                                  : lane_sum<W>(q.rows, [&](auto r) {
-                                        const auto distance =
-                                            t + static_cast<std::int32_t>(r) - seen.token[j];
-                                        return ramp(distance, inverse_window) * d_z[r];
-                                    });
+                         : q.rows == kBlockQueries ? lane_sum<W>(kBlockQueries, ramped)
+                                                   : lane_sum<W>(q.rows, ramped);
         }
     });
     return hidden;
@@ -113,7 +148,7 @@ struct ChunkWork {
     std::int64_t batch, kv_head;
     HeadMatrix<T> k, v;
     Tokens<W> tokens;
-    W inverse_window;
+    const W* ramps;
     std::int64_t ring_blocks;
     W* ring;
 
@@ -137,21 +172,17 @@ struct ChunkWork {
         const std::int64_t keys = std::ssize(list), width = sums.width;
         pack_keys(block, scratch<FarTag, W>(KeyBlock<W>::values(n.dim)),
                   gather<FarKTag>(k, list, n.dim), gather<FarVTag>(v, list, n.dim), 0, keys, n.dim);
-        W* const part = scratch<PartTag, W>(keys * (2 * width + 1));
-        std::fill_n(part, keys * (2 * width + 1), W{0});
-        W *const d_k = part, *const d_v = part + keys * width, *const d_gate = d_v + keys * width;
-        add_block(q, block, far_keys<SeenTag>(tokens, list), row, d_k, d_v, d_gate, d_q);
-        for (std::int64_t j = 0; j < keys; ++j) {
-            const std::int64_t to = sums.row_of(list[static_cast<std::size_t>(j)]);
-            for (std::int64_t c = 0; c < width; ++c) {
-                sums.d_k[to * width + c] += d_k[j * width + c];
-                sums.d_v[to * width + c] += d_v[j * width + c];
-            }
-            sums.d_gate[to] += d_gate[j];
-        }
+        const auto part =
+            KeySums<W>::in(scratch<PartTag, W>(KeySums<W>::values(kBlockKeys, width)), keys, width);
+        part.clear(keys, width);
+        add_block(q, block, far_keys<SeenTag>(tokens, list), row, part, d_q);
+        vectorised([&] {
+            for (std::int64_t j = 0; j < keys; ++j)
+                sums.of_token(list[static_cast<std::size_t>(j)]).add_row(0, part, j, width);
+        });
     }
     void add_block(const QueryBlock<W>& q, const KeyBlock<W>& block, const SeenKeys<W>& seen,
-                   std::int64_t row, W* d_k, W* d_v, W* d_gate, W* d_q) const {
+                   std::int64_t row, const KeySums<W>& to, W* d_q) const {
         PartKeys keys{.from = {}, .to = {}};
         for (std::int64_t part = 0; part < kParts; ++part) {
             const std::int64_t first = row + part * kQueryLanes;  // the oldest key of its window
@@ -167,9 +198,9 @@ struct ChunkWork {
         }
         const BlockScores<W> s = block_scores(q, block, keys);
         const auto t = static_cast<std::int32_t>(row);
-        const bool hidden = to_gradients(s, q, seen, block.keys, t, inverse_window,
-                                         a.gate.empty() ? nullptr : d_gate);
-        add_gradients(s, q, block, d_k, d_v, d_q, keys, hidden,
+        const bool hidden =
+            to_gradients(s, q, seen, block.keys, t, ramps, a.gate.empty() ? nullptr : to.d_gate);
+        add_gradients(s, q, block, to.d_k, to.d_v, d_q, keys, hidden,
                       [&](std::int64_t r, std::int64_t j) {
                           return sees(seen, j, t + static_cast<std::int32_t>(r));
                       });
@@ -189,10 +220,8 @@ struct ChunkWork {
         for (std::int64_t first = first_key(row); first < row + rows; first += kBlockKeys) {
             KeyBlock<W> block;
             place_keys(block, ring_slot(first), std::min(kBlockKeys, n.len - first), n.dim);
-            const std::int64_t to = sums.row_of(first);
             add_block(q, block, window_keys<SeenTag>(tokens, first, block.keys), row,
-                      sums.d_k + to * sums.width, sums.d_v + to * sums.width, sums.d_gate + to,
-                      d_q);
+                      sums.of_token(first), d_q);
         }
         W* const to = scratch<RowsTag, W>(kBlockQueries * n.dim);
         transpose(to, d_q, kBlockQueries, n.dim, kBlockQueries);
@@ -214,38 +243,22 @@ struct ChunkWork {
     }
 };
 
-/// Sums of one kv head of one batch entry: (len, dim) twice, (len).
-template <class W>
-struct HeadSums {
-    W *d_k, *d_v, *d_gate;
-    explicit HeadSums(const Sizes& n) {
-        struct SumsTag;
-        const std::int64_t values = n.len * (2 * n.dim + 1);
-        d_k = scratch<SumsTag, W>(values);
-        d_v = d_k + n.len * n.dim;
-        d_gate = d_v + n.len * n.dim;
-        std::fill_n(d_k, values, W{0});
-    }
-    void add(const ChunkSums<W>& c, std::int64_t dim) const {
-        vectorised([&] {
-            for (std::int64_t row = 0; row < c.rows; ++row) {
-                const std::int64_t s = c.token(row);
-                W *const k = d_k + s * dim, *const v = d_v + s * dim;
-#pragma GCC ivdep
-                for (std::int64_t i = 0; i < dim; ++i) {
-                    k[i] += c.d_k[row * c.width + i];
-                    v[i] += c.d_v[row * c.width + i];
-                }
-                d_gate[s] += c.d_gate[row];
-            }
-        });
-    }
-};
+template <class T, class W>
+void store_rows(const TensorView& gradient, const Sizes& n, std::int64_t batch,
+                std::int64_t kv_head, W* rows) {
+    const std::int64_t width = pad_width(n.dim);
+    if (width != n.dim)
+        for (std::int64_t s = 1; s < n.len; ++s)
+            std::copy_n(rows + s * width, n.dim, rows + s * n.dim);
+    store_head<T>(gradient, batch, kv_head, 0, n.len, rows);
+}
 
 template <class T, class W = Wide<T>>
 void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::int64_t kv_head) {
+    struct SumsTag;
     struct RingTag;
     struct ChunksTag;
+    struct RampTag;
     const Tokens<W> tokens = tokens_of<W>(a, n, batch, kv_head);
     const FarKeys far = find_far_keys(tokens.expiry, n.len, a.rule.window, kBlockQueries);
     const std::int64_t chunks = (n.len + kChunkRows - 1) / kChunkRows, width = pad_width(n.dim);
@@ -256,18 +269,19 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
     for (std::int64_t c = 0; c < chunks; ++c)
         most_far = std::max(most_far, far.of_tile(c * kChunkBlocks).size());
     const std::int64_t slot =
-        (static_cast<std::int64_t>(most_far) + kChunkRows + ring_blocks * kBlockKeys) *
-        (2 * width + 1);
+        KeySums<W>::values(static_cast<std::int64_t>(most_far) + ring_blocks * kBlockKeys, width);
     W* const memory = scratch<ChunksTag, W>(std::min(chunks, kWaveChunks) * slot);
-    const HeadSums<W> sums(n);
+    const auto sums =
+        KeySums<W>::in(scratch<SumsTag, W>(KeySums<W>::values(n.len, width)), n.len, width);
     for (std::int64_t wave = 0; wave < chunks; wave += kWaveChunks) {
         const std::int64_t count = std::min(kWaveChunks, chunks - wave);
         std::vector<ChunkSums<W>> parts(static_cast<std::size_t>(count));
         parallel_for(count, 1, [&](std::int64_t i, std::int64_t last) {
             for (; i < last; ++i) {
-                const std::int64_t begin = (wave + i) * kChunkRows;
-                const std::int64_t end = std::min(n.len, begin + kChunkRows);
                 ChunkSums<W>& part = parts[static_cast<std::size_t>(i)];
+                part.begin = (wave + i) * kChunkRows;
+                part.end = std::min(n.len, part.begin + kChunkRows);
+                part.width = width;
                 ChunkWork<T, W> work{a,
                                      n,
                                      far,
@@ -277,26 +291,27 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
                                      head_matrix<T>(a.k, batch, kv_head),
                                      head_matrix<T>(a.v, batch, kv_head),
                                      tokens,
-                                     W{1} / static_cast<W>(a.rule.window),
+                                     ramp_table<RampTag, W>(a.rule.window, n.len),
                                      ring_blocks,
                                      scratch<RingTag, W>(ring_blocks * KeyBlock<W>::values(n.dim))};
-                part.local_begin = work.first_key(begin);
-                part.width = width;
-                for (const std::int32_t s : far.of_tile(begin / kBlockQueries))
+                part.local_begin = work.first_key(part.begin);
+                for (const std::int32_t s : far.of_tile(part.begin / kBlockQueries))
                     if (s < part.local_begin) part.far.push_back(s);
-                part.rows = std::ssize(part.far) + end - part.local_begin;
-                part.d_k = memory + i * slot;
-                part.d_v = part.d_k + part.rows * width;
-                part.d_gate = part.d_v + part.rows * width;
-                std::fill_n(part.d_k, part.rows * (2 * width + 1), W{0});
-                work.run(begin, end);
+                part.apart = KeySums<W>::in(memory + i * slot, part.apart_rows(), width);
+                part.apart.clear(part.apart_rows(), width);
+                part.own = sums.from_row(part.begin, width);
+                part.own.clear(part.end - part.begin, width);
+                work.run(part.begin, part.end);
             }
         });
-        for (const ChunkSums<W>& part : parts)
-            sums.add(part, n.dim);
+        vectorised([&] {
+            for (const ChunkSums<W>& part : parts)
+                for (std::int64_t row = 0; row < part.apart_rows(); ++row)
+                    sums.add_row(part.token(row), part.apart, row, width);
+        });
     }
-    store_head<T>(a.d_k, batch, kv_head, 0, n.len, sums.d_k);
-    store_head<T>(a.d_v, batch, kv_head, 0, n.len, sums.d_v);
+    store_rows<T>(a.d_k, n, batch, kv_head, sums.d_k);
+    store_rows<T>(a.d_v, n, batch, kv_head, sums.d_v);
     if (a.d_gate.empty()) return;
     W* const d_gate = a.d_gate.as<W>().data() + batch * n.len * n.n_kv_heads + kv_head;
     for (std::int64_t s = 0; s < n.len; ++s)

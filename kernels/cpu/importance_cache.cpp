@@ -162,9 +162,7 @@ void attend_newest(const Cache& c, const ImportanceCacheArgs& a, std::int64_t kv
             for (const Run<T>& run : runs) {
                 for (std::int64_t j = run.sinks; j < run.keys; ++j)
                     row[j] += run.far ? run.gate[j]
-                                      : ramp(static_cast<std::int32_t>(run.distance - j),
-                                             inverse_window) *
-                                            run.gate[j];
+                                      : ramp(run.distance - j, inverse_window) * run.gate[j];
                 max = lane_max<W>(run.keys, max, [&](std::int64_t j) { return row[j]; });
                 row += pad_width(run.keys);
             }

@@ -82,24 +82,35 @@ SeenKeys<W> far_keys(const Tokens<W>& tokens, std::span<const std::int32_t> far)
 
 /// min(1, distance / window)
 template <class W>
-W ramp(std::int32_t distance, W inverse_window) {
+W ramp(std::int64_t distance, W inverse_window) {
     const W x = static_cast<W>(distance) * inverse_window;
     return x < W{1} ? x : W{1};
+}
+/// The ramp of distances from -kRampMargin to kRampMargin beyond the window; points at 0.
+constexpr std::int64_t kRampMargin = 128;
+template <class Tag, class W>
+const W* ramp_table(std::int64_t window, std::int64_t len) {
+    const std::int64_t most = std::min(window, len) + kRampMargin;
+    W* const table = scratch<Tag, W>(kRampMargin + most) + kRampMargin;
+    const W inverse_window = W{1} / static_cast<W>(window);
+    for (std::int64_t d = -kRampMargin; d < most; ++d)
+        table[d] = ramp(d, inverse_window);
+    return table;
 }
 
 /// The scores z (lanes) of key j against the queries t, t + 1, ...: its gate is added. Whether all
 /// `rows` queries see it.
 template <std::int64_t kLanesOfRow, class W>
 bool gate_scores(W* z, const SeenKeys<W>& keys, std::int64_t j, std::int32_t t, std::int64_t rows,
-                 W inverse_window) {
+                 const W* ramps) {
     const W gate = keys.gate[j];
-    const std::int32_t distance = t - keys.token[j];
+    const W* const of_lane = ramps + (keys.far ? 0 : t - keys.token[j]);
     if (gate != W{0} && keys.far)
-        for (std::int32_t q = 0; q < kLanesOfRow; ++q)
+        for (std::int64_t q = 0; q < kLanesOfRow; ++q)
             z[q] += gate;
     if (gate != W{0} && !keys.far)
-        for (std::int32_t q = 0; q < kLanesOfRow; ++q)
-            z[q] += ramp(distance + q, inverse_window) * gate;
+        for (std::int64_t q = 0; q < kLanesOfRow; ++q)
+            z[q] += of_lane[q] * gate;
     return keys.from[j] <= t && t + rows <= keys.to[j];
 }
 template <class W>
