@@ -1,0 +1,106 @@
+// Decoding and chunked prefill: whatever way the tokens come, a query gets the bits of the forward.
+#include "kernels/core/thread_pool.h"
+#include "kernels/tree_cache.h"
+#include "tests/conformance/tree_reference.h"
+
+using namespace stoa;
+using namespace stoa::test;
+using namespace stoa::test::tree;
+
+namespace {
+
+/// Tokens [begin, begin + count) of a (1, len, ...) tensor, without the batch.
+ConstTensorView tokens_of(const Tensor& t, std::int64_t begin, std::int64_t count) {
+    if (t.view.empty()) return {};
+    Shape rows;
+    for (int i = 1; i < t.view.shape.rank; ++i)
+        rows.dims[static_cast<std::size_t>(rows.rank++)] = t.view.shape[i];
+    return t.view.view().reshaped(rows).slice_rows(begin, count);
+}
+
+TreeCache make_cache(const Case& s, DType dtype, std::int64_t capacity) {
+    return make_tree_cache(s.rule, s.n_kv_heads, s.dim, capacity, dtype);
+}
+void append(TreeCache& cache, const Inputs& in, std::int64_t begin, std::int64_t count) {
+    tree_cache_append(cache, tokens_of(in.k, begin, count), tokens_of(in.v, begin, count),
+                      tokens_of(in.gate, begin, count), {});
+}
+void attend(const TreeCache& cache, const Inputs& in, const Tensor& out, std::int64_t begin,
+            std::int64_t count) {
+    const ConstTensorView rows = tokens_of(out, begin, count);
+    tree_cache_attend(cache,
+                      {.out = {const_cast<std::byte*>(rows.data), rows.dtype, rows.shape, {}},
+                       .q = tokens_of(in.q, begin, count),
+                       .sink_logit = in.sink_logit,
+                       .begin = begin,
+                       .scale = in.scale},
+                      {});
+}
+
+/// Outputs of all tokens that come in steps of the given sizes, over and over.
+std::vector<std::byte> decode(const Case& s, const Inputs& in, std::int64_t capacity,
+                              const std::vector<std::int64_t>& steps) {
+    TreeCache cache = make_cache(s, in.q.view.dtype, capacity);
+    const Tensor out(in.q.view.shape, in.q.view.dtype);
+    std::size_t i = 0;
+    for (std::int64_t begin = 0; begin < s.len;) {
+        const std::int64_t count = std::min(steps[i++ % steps.size()], s.len - begin);
+        append(cache, in, begin, count);
+        attend(cache, in, out, begin, count);
+        begin += count;
+    }
+    return bytes_of(out);
+}
+
+}  // namespace
+
+TEST_CASE("decoding gives the bits of the forward, token by token and in any chunks") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    const Case s = GENERATE(Case{1, 330, 4, 2, 24, 1000, {32, 8, 3, 2, 4}},
+                            Case{1, 150, 1, 1, 5, 1000, {6, 3, 9, 2, 0}},
+                            Case{1, 200, 2, 1, 16, 1000, {16, 16, 2, 2, 1}},
+                            Case{1, 9, 2, 1, 8, 1000, {16, 4, 2, 2, 0}});
+    const Inputs in = make_inputs(s, dtype);
+    const auto whole = bytes_of(run_forward(s, in).out);
+    CAPTURE(dtype_name(dtype), s.len);
+    CHECK(decode(s, in, s.len, {1}) == whole);
+    CHECK(decode(s, in, 4 * s.len, {1}) == whole);  // room for more levels
+    CHECK(decode(s, in, s.len + 7, {s.len}) == whole);
+    CHECK(decode(s, in, s.len, {17, 1, 64, 5, 100}) == whole);
+    set_cpu_threads(2);
+    const auto two = decode(s, in, s.len, {50});
+    set_cpu_threads(1);
+    CHECK(two == whole);
+    check_same_bits([&] { return decode(s, in, s.len, {1, 2, 40}); });
+}
+
+TEST_CASE("a cache answers earlier queries as if nothing had come since") {
+    const Case s{1, 260, 2, 1, 8, 1000, {16, 4, 3, 2, 1}};
+    Inputs in = make_inputs(s, DType::fp32);
+    in.gate = Tensor();
+    in.sink_logit = Tensor();
+    const auto whole = bytes_of(run_forward(s, in).out);
+    TreeCache cache = make_cache(s, DType::fp32, s.len);
+    append(cache, in, 0, s.len);
+    const Tensor out(in.q.view.shape, DType::fp32);
+    for (std::int64_t t = s.len; t-- > 0;)
+        attend(cache, in, out, t, 1);
+    CHECK(bytes_of(out) == whole);
+}
+
+TEST_CASE("a tree cache refuses what does not fit") {
+    const Case s{1, 40, 2, 1, 4, 100, {8, 4, 2, 2, 1}};
+    const Inputs in = make_inputs(s, DType::fp32);
+    const Tensor out(in.q.view.shape, DType::fp32);
+    TreeCache cache = make_cache(s, DType::fp32, 30);
+    CHECK(cache.memory.bytes() == tree_cache_bytes(s.rule, 1, 4, 30, DType::fp32));
+    append(cache, in, 0, 20);
+    CHECK_THROWS_AS(append(cache, in, 20, 11), ShapeError);  // one too many
+    CHECK(cache.len == 20);
+    CHECK_THROWS_AS(attend(cache, in, out, 15, 6), ShapeError);  // not there yet
+    CHECK_NOTHROW(attend(cache, in, out, 15, 5));
+    CHECK_THROWS_AS(make_cache(s, DType::fp32, 0), ShapeError);
+    CHECK_THROWS_AS(make_tree_cache({8, 3, 2, 2, 1}, 1, 4, 30, DType::fp32), ShapeError);
+    const Inputs other = make_inputs(s, DType::bf16);
+    CHECK_THROWS_AS(append(cache, other, 20, 1), ShapeError);
+}
