@@ -28,7 +28,7 @@ namespace {
 
 constexpr double kMaxSlope = 1.10, kMaxQuickSlope = 1.20;
 constexpr const char* kKinds[] = {"importance", "tree"};
-constexpr int kRounds = 3;
+constexpr int kRounds = 3, kQuickRounds = 2;
 
 double resident_mb(const char* line) {
     std::ifstream status("/proc/self/status");
@@ -109,9 +109,9 @@ json measure_apart(const std::string& kind, std::int64_t len) {
 }
 
 /// The lengths in turns; of each the best times.
-json measure_lengths(const std::string& kind, std::int64_t first, std::int64_t last) {
+json measure_lengths(const std::string& kind, std::int64_t first, std::int64_t last, int rounds) {
     json best = json::array();
-    for (int round = 0; round < kRounds; ++round)
+    for (int round = 0; round < rounds; ++round)
         for (std::int64_t len = first, i = 0; len <= last; len *= 2, ++i) {
             const json run = measure_apart(kind, len);
             fmt::print("{}\n", run.dump());
@@ -148,7 +148,7 @@ int main(int argc, char** argv) {
     json out{{"quick", quick}, {"max_slope", bar}, {"load_average", load}};
     for (const char* kind : kKinds) {
         json& result = out[kind];
-        result["runs"] = measure_lengths(kind, first, last);
+        result["runs"] = measure_lengths(kind, first, last, quick ? kQuickRounds : kRounds);
         for (const json& run : result["runs"])
             if (run.contains("nodes_scored_most"))
                 holds = holds && run["nodes_scored_most"].get<std::int64_t>() <=
