@@ -79,11 +79,11 @@ json measure(const std::string& kind, std::int64_t len) {
         most = std::max(most, scored);
         sum += scored;
     }
-    // Leaf 0, if it holds sinks, is expanded beside the beam.
+    // Leaf 0, which holds the sinks, is expanded beside the beam and counts like it.
+    out["nodes_scored_bound"] =
+        tree_levels(r.tree, len) * (r.tree.beam * r.tree.fanout + r.tree.fanout - 1);
     out["nodes_scored_most"] = most;
     out["nodes_scored_mean"] = static_cast<double>(sum) / static_cast<double>(len);
-    out["nodes_scored_bound"] =
-        tree_levels(r.tree, len) * (tree_slots(r.tree) * r.tree.fanout + r.tree.fanout - 1);
     return out;
 }
 
