@@ -1,6 +1,7 @@
 // How much faster attention over selected keys is than the dense one at 100,000 and 131,072 tokens,
-// all in one run: one head of 64, the machine's cores, CPU time of all threads, the best of several
-// (of one for the dense at these lengths, which takes long). First that the dense one is a fair
+// all in one run: one head of 64, the machine's cores, CPU time of all threads. The dense one takes
+// long and sees the machine at its faster and slower moments, so the others run before and after it
+// and their mean counts. First that the dense one is a fair
 // measure: its rate as a share of the GEMM's for the tiles that it works on (64 x 64 x 64), and
 // PyTorch's scaled_dot_product_attention, where a Python has torch. Then forward, forward and
 // backward, and a decoding step with all tokens in the caches.
@@ -14,6 +15,7 @@
 
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -202,50 +204,66 @@ json measure_decode(const AttentionRun& r, const Bars& bars, bool& holds) {
             {"tree", ratio(dense, tree, bars.decode, holds)}};
 }
 
+/// Forward and backward of one kind, and their mean seconds.
+struct Kind {
+    std::function<void()> forward, backward;
+    Seconds forward_sum{}, backward_sum{};
+    int runs = 0;
+    void run(int times) {
+        for (int i = 0; i < times; ++i, ++runs) {
+            forward_sum = forward_sum + seconds_of(forward);
+            backward_sum = backward_sum + seconds_of(backward);
+        }
+    }
+    Seconds mean(const Seconds& sum) const { return {sum.cpu / runs, sum.wall / runs}; }
+    Seconds mean_forward() const { return mean(forward_sum); }
+    Seconds mean_both() const { return mean(forward_sum + backward_sum); }
+};
+
 json measure(const Options& o, const Bars& bars, std::int64_t len, bool& holds) {
     const AttentionRun r(len);
-    const int repeats = o.quick ? 5 : 3, dense_repeats = o.quick ? 3 : 1;
-    // Before and after, as the machine's speed moves.
+    AttentionRun r128(len);
+    r128.keys.window = 128;
+    Kind dense{[&] { r.dense_forward(); }, [&] { r.dense_backward(); }},
+        importance{[&] { r.importance_forward(); }, [&] { r.importance_backward(); }},
+        narrow{[&] { r128.importance_forward(); }, [&] { r128.importance_backward(); }},
+        tree{[&] { r.tree_forward(); }, [&] { r.tree_backward(); }};
+    const auto run_sparse = [&](int times) {
+        for (Kind* kind : {&importance, &narrow, &tree})
+            kind->run(times);
+    };
+    run_sparse(1);  // finds cold memory
+    for (Kind* kind : {&importance, &narrow, &tree})
+        *kind = {kind->forward, kind->backward};
     const TileRates before = measure_tiles();
-    const Seconds forward = best_of(dense_repeats, [&] { r.dense_forward(); });
-    const Seconds backward = best_of(dense_repeats, [&] { r.dense_backward(); });
+    run_sparse(2);
+    dense.run(o.quick ? 3 : 1);
+    run_sparse(2);
     const TileRates after = measure_tiles();
+    const Seconds forward = dense.mean_forward(), both = dense.mean_both();
     const double gemm_forward = std::max(before.forward, after.forward),
-                 gemm_backward = std::max(before.backward, after.backward);
-    const double of_forward = 1e-9 * r.forward_flop() / forward.cpu / gemm_forward,
-                 of_backward = 1e-9 * r.backward_flop() / backward.cpu / gemm_backward;
+                 gemm_backward = std::max(before.backward, after.backward),
+                 rate_forward = 1e-9 * r.forward_flop() / forward.cpu,
+                 rate_backward = 1e-9 * r.backward_flop() / (both.cpu - forward.cpu);
+    const double of_forward = rate_forward / gemm_forward,
+                 of_backward = rate_backward / gemm_backward;
     holds = holds && of_forward >= bars.share && of_backward >= bars.share;
     json out{{"tokens", len},
              {"dense",
               {{"forward", as_json(forward)},
-               {"backward", as_json(backward)},
-               {"forward_gflop_s", 1e-9 * r.forward_flop() / forward.cpu},
-               {"backward_gflop_s", 1e-9 * r.backward_flop() / backward.cpu},
+               {"forward_backward", as_json(both)},
+               {"forward_gflop_s", rate_forward},
+               {"backward_gflop_s", rate_backward},
                {"tile_gemm_gflop_s", {gemm_forward, gemm_backward}},
                {"share_of_gemm", {of_forward, of_backward}},
                {"bar", bars.share}}}};
-    fmt::print("{}\n", out.dump());
-    std::fflush(stdout);
-    bool free = true;  // window 128 is told, not judged
-    {
-        AttentionRun narrow(len);
-        narrow.keys.window = 128;
-        const Seconds f = best_of(repeats, [&] { narrow.importance_forward(); });
-        const Seconds b = best_of(repeats, [&] { narrow.importance_backward(); });
-        out["importance_window_128"] = {
-            {"forward", ratio(forward, f, 0.0, free)},
-            {"forward_backward", ratio(forward + backward, f + b, 0.0, free)}};
-    }
-    const Seconds i_forward = best_of(repeats, [&] { r.importance_forward(); });
-    const Seconds i_backward = best_of(repeats, [&] { r.importance_backward(); });
-    out["importance"] = {{"forward", ratio(forward, i_forward, bars.importance, holds)},
-                         {"forward_backward", ratio(forward + backward, i_forward + i_backward,
-                                                    bars.importance, holds)}};
-    const Seconds t_forward = best_of(repeats, [&] { r.tree_forward(); });
-    const Seconds t_backward = best_of(repeats, [&] { r.tree_backward(); });
-    out["tree"] = {{"forward", ratio(forward, t_forward, bars.tree_forward, holds)},
-                   {"forward_backward",
-                    ratio(forward + backward, t_forward + t_backward, bars.tree_both, holds)}};
+    const auto against_dense = [&](const Kind& kind, double bar_forward, double bar_both) {
+        return json{{"forward", ratio(forward, kind.mean_forward(), bar_forward, holds)},
+                    {"forward_backward", ratio(both, kind.mean_both(), bar_both, holds)}};
+    };
+    out["importance"] = against_dense(importance, bars.importance, bars.importance);
+    out["importance_window_128"] = against_dense(narrow, 0.0, 0.0);  // told, not judged
+    out["tree"] = against_dense(tree, bars.tree_forward, bars.tree_both);
     out["decode"] = measure_decode(r, bars, holds);
     // The prefill of a whole model, dense against sparse, belongs here: at least 7 x.
     fmt::print("{}\n", out.dump());
