@@ -10,8 +10,9 @@
 namespace stoa::cpu {
 namespace {
 
-constexpr std::int64_t kRunRows = 8 * kQueryLanes;
-constexpr std::int64_t kChunk = 128;  // keys whose probabilities are in L1 between two products
+constexpr std::int64_t kRunRows = 8 * kQueryLanes;  // queries that share the packed window
+constexpr std::int64_t kFarRows = 4 * kQueryLanes;  // and its far keys: few change in so many
+constexpr std::int64_t kChunk = 120;  // keys whose scores stay in L1; whole panels everywhere
 
 /// A run of keys, packed for scores and for sums.
 template <class W>
@@ -47,18 +48,24 @@ struct Queries {
 template <class W>
 void run_logits(W* z, Queries<W>& q, const KeyRun<W>& run, std::int64_t from, std::int64_t to,
                 std::int64_t dim, const W* ramps) {
-    multiply(to - from, kQueryLanes, dim, packed_left(run.k, dim, from), packed_right(q.q, dim), z,
-             kQueryLanes, Into::write);
-    vectorised([&] {
-        Lanes<W> max(q.max);
-        for (std::int64_t j = from; j < to; ++j, z += kQueryLanes) {
-            if (!gate_scores<kQueryLanes>(z, run.seen, j, q.t, q.rows, ramps))
-                for (std::int32_t r = 0; r < kQueryLanes; ++r)
-                    z[r] = sees(run.seen, j, q.t + r) ? z[r] : -std::numeric_limits<W>::infinity();
-            max.rise_to(z);
-        }
-        max.store(q.max);
-    });
+    for (std::int64_t chunk = from; chunk < to; chunk += kChunk, z += kChunk * kQueryLanes) {
+        const std::int64_t keys = std::min(kChunk, to - chunk);
+        multiply(keys, kQueryLanes, dim, packed_left(run.k, dim, chunk), packed_right(q.q, dim), z,
+                 kQueryLanes, Into::write);
+        vectorised([&] {
+            Lanes<W> max(q.max);
+            for (std::int64_t j = 0; j < keys; ++j) {
+                W* const row = z + j * kQueryLanes;
+                if (!gate_scores<kQueryLanes>(row, run.seen, chunk + j, q.t, q.rows, ramps))
+                    for (std::int32_t r = 0; r < kQueryLanes; ++r)
+                        row[r] = sees(run.seen, chunk + j, q.t + r)
+                                     ? row[r]
+                                     : -std::numeric_limits<W>::infinity();
+                max.rise_to(row);
+            }
+            max.store(q.max);
+        });
+    }
 }
 
 /// Logits to probabilities, and the chains of sum and out go on over keys [from, to) of a run.
@@ -147,12 +154,15 @@ void forward_tile(const ImportanceAttentionArgs& a, const ImportanceSizes& n, co
     const std::int64_t end = std::min(n.len, first + kRunRows), begin = window_begin(first);
     const KeyRun<W> run = pack_run<KTag, VTag>(k, v, begin, end - begin, n.dim,
                                                window_keys<SeenTag>(tokens, begin, end - begin));
+    const std::int64_t mr = panel_shape<W>().rows;
+    KeyRun<W> far;
     for (std::int64_t t = first; t < end; t += kQueryLanes) {
-        const auto list = lists.of_tile((t - n.first_query()) / kQueryLanes);
-        const KeyRun<W> far = pack_run<FarKTag, FarVTag>(
-            gather<FarRowsTag>(k, list, n.dim), gather<FarValuesTag>(v, list, n.dim), 0,
-            std::ssize(list), n.dim, far_keys<FarSeenTag>(tokens, list));
-        const std::int64_t mr = panel_shape<W>().rows;
+        if ((t - first) % kFarRows == 0) {
+            const auto list = lists.of_tile((t - n.first_query()) / kFarRows);
+            far = pack_run<FarKTag, FarVTag>(
+                gather<FarRowsTag>(k, list, n.dim), gather<FarValuesTag>(v, list, n.dim), 0,
+                std::ssize(list), n.dim, far_keys<FarSeenTag>(tokens, list));
+        }
         const std::int64_t from = (window_begin(t) - begin) / mr * mr;
         Queries<W> q{.t = static_cast<std::int32_t>(t), .rows = std::min(kQueryLanes, end - t)};
         for (std::int64_t h = kv_head * n.group(); h < (kv_head + 1) * n.group(); ++h)
@@ -169,7 +179,7 @@ void importance_attention_forward(const ImportanceAttentionArgs& a) {
         std::vector<FarKeys> far;  // by batch entry and kv head
         for (std::int64_t i = 0; i < n.batch * n.n_kv_heads; ++i)
             far.push_back(find_far_keys(a.expiry.as<std::int32_t>().data() + i * n.len, n.len,
-                                        a.rule.window, kQueryLanes, n.first_query()));
+                                        a.rule.window, kFarRows, n.first_query()));
         parallel_for(n.batch * n.n_kv_heads * tiles, 1, [&](std::int64_t i, std::int64_t last) {
             for (; i < last; ++i) {
                 const std::int64_t head = i / tiles;
