@@ -164,31 +164,34 @@ void add_rows(W* const* ys, const W* const* weights, std::int64_t n, const W* ro
 }
 
 template <int Keys, int Channels, class W>
-inline void some_add_outer(W* y, const W* weights, std::int64_t weights_ld, const W* rows,
-                           std::int64_t count, std::int64_t width) {
+inline void some_add_outer(W* y, const W* weights, std::int64_t weights_ld, const W* const* rows,
+                           std::int64_t count, std::int64_t width, std::int64_t first) {
     W sum[Keys][Channels];
+    y += first;
     for (int i = 0; i < Keys; ++i)
         copy_lanes<Channels>(sum[i], y + i * width);
-    for (std::int64_t j = 0; j < count; ++j, rows += width, weights += weights_ld)
+    for (std::int64_t j = 0; j < count; ++j, weights += weights_ld) {
+        const W* const row = rows[j] + first;
 #pragma GCC unroll 4
         for (int i = 0; i < Keys; ++i)
-            add_lanes<Channels>(sum[i], weights[i], rows);
+            add_lanes<Channels>(sum[i], weights[i], row);
+    }
     for (int i = 0; i < Keys; ++i)
         copy_lanes<Channels>(y + i * width, sum[i]);
 }
 template <class W>
-void add_outer(W* y, std::int64_t keys, const W* weights, std::int64_t weights_ld, const W* rows,
-               std::int64_t count, std::int64_t width) {
+void add_outer(W* y, std::int64_t keys, const W* weights, std::int64_t weights_ld,
+               const W* const* rows, std::int64_t count, std::int64_t width) {
     for (; keys >= 4; keys -= 4, y += 4 * width, weights += 4) {
         std::int64_t c = 0;
         for (; c + 2 * kLanes <= width; c += 2 * kLanes)
-            some_add_outer<4, 2 * kLanes>(y + c, weights, weights_ld, rows + c, count, width);
+            some_add_outer<4, 2 * kLanes>(y, weights, weights_ld, rows, count, width, c);
         for (; c < width; c += kLanes)
-            some_add_outer<4, kLanes>(y + c, weights, weights_ld, rows + c, count, width);
+            some_add_outer<4, kLanes>(y, weights, weights_ld, rows, count, width, c);
     }
     for (; keys > 0; --keys, y += width, ++weights)
         for (std::int64_t c = 0; c < width; c += kLanes)
-            some_add_outer<1, kLanes>(y + c, weights, weights_ld, rows + c, count, width);
+            some_add_outer<1, kLanes>(y, weights, weights_ld, rows, count, width, c);
 }
 
 #if defined(__x86_64__)

@@ -59,7 +59,7 @@ struct LaneKernels {
                      std::int64_t count, std::int64_t width);
     /// y[i] += sum_j weights[j][i] row_j for `keys` rows i of y
     void (*add_outer)(W* y, std::int64_t keys, const W* weights, std::int64_t weights_ld,
-                      const W* rows, std::int64_t count, std::int64_t width);
+                      const W* const* rows, std::int64_t count, std::int64_t width);
 };
 template <class W>
 const LaneKernels<W>& lane_kernels(Isa isa);

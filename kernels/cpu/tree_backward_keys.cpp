@@ -21,7 +21,7 @@ struct Batch {
     W lse[kBatch], delta[kBatch];
     const W *q_row[kBatch], *d_out_row[kBatch];
     W *p_row[kBatch], *d_z_row[kBatch];
-    W *q, *d_out, *p, *d_z;  // (kBatch, width) twice, (kBatch, lanes) twice
+    W *q, *d_out, *p, *d_z;  // (kBatch, width) twice: room; (kBatch, lanes) twice
     std::int64_t lanes;
 };
 template <class W>
@@ -34,10 +34,6 @@ Batch<W> place_batch(const TreeBackward<W>& b, std::int64_t lanes) {
     batch.p = scratch<LanesTag, W>(2 * kBatch * lanes);
     batch.d_z = batch.p + kBatch * lanes;
     batch.lanes = lanes;
-    for (std::int64_t i = 0; i < kBatch; ++i) {
-        batch.q_row[i] = batch.q + i * b.tree.width;
-        batch.d_out_row[i] = batch.d_out + i * b.tree.width;
-    }
     return batch;
 }
 
@@ -59,6 +55,16 @@ void prefetch_query(const TreeBackward<W>& b, std::int64_t t, std::int64_t level
     __builtin_prefetch(b.selected(t, level));
 }
 
+/// A row in W and whole lanes: where it lies, if it is that there, else in `room`.
+template <class W>
+const W* row_of(const TreeBackward<W>& b, const HeadRows& rows, std::int64_t t, std::int64_t g,
+                W* room) {
+    if (rows.dtype == dtype_of<W>() && b.tree.dim == b.tree.width)
+        return reinterpret_cast<const W*>(rows.data) + t * rows.token_ld + g * rows.head_ld;
+    load_row(room, rows, t, g, b.tree.dim, b.tree.width);
+    return room;
+}
+
 /// Gives fn the rows of queries [begin, end), then those of a list, batch by batch.
 template <class W, class Fn>
 void in_batches(const TreeBackward<W>& b, Batch<W>& batch, std::int64_t begin, std::int64_t end,
@@ -71,8 +77,8 @@ void in_batches(const TreeBackward<W>& b, Batch<W>& batch, std::int64_t begin, s
             prefetch_query(b, list[i + kAhead - range], level);
         for (std::int64_t g = 0; g < b.group; ++g) {
             const std::int64_t row = batch.n++, at = t * b.group + g;
-            load_row(batch.q + row * b.tree.width, b.q, t, g, b.tree.dim, b.tree.width);
-            load_row(batch.d_out + row * b.tree.width, b.d_out, t, g, b.tree.dim, b.tree.width);
+            batch.q_row[row] = row_of(b, b.q, t, g, batch.q + row * b.tree.width);
+            batch.d_out_row[row] = row_of(b, b.d_out, t, g, batch.d_out + row * b.tree.width);
             batch.t[row] = t;
             batch.lse[row] = b.lse[at];
             batch.delta[row] = b.delta[at];
@@ -126,10 +132,10 @@ void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sum
         });
     }
     const std::int64_t low = begin - pack * kLanes, n = end - begin, row = begin - sums.begin;
-    batch.kernels.add_outer(sums.d_v + row * tree.width, n, batch.p + low, batch.lanes, batch.d_out,
-                            batch.n, tree.width);
-    batch.kernels.add_outer(sums.d_k + row * tree.width, n, batch.d_z + low, batch.lanes, batch.q,
-                            batch.n, tree.width);
+    batch.kernels.add_outer(sums.d_v + row * tree.width, n, batch.p + low, batch.lanes,
+                            batch.d_out_row, batch.n, tree.width);
+    batch.kernels.add_outer(sums.d_k + row * tree.width, n, batch.d_z + low, batch.lanes,
+                            batch.q_row, batch.n, tree.width);
     for (std::int64_t j = 0; j < n; ++j)
         sums.d_gate[row + j] += d_gate[low + j];
 }
@@ -194,8 +200,10 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
                         drop(expanded[e] - first);
                 for_children(present, [&](int j) { d_log_mass[j] += z[j]; });
             }
-            batch.kernels.add_outer(d_v, present, batch.p, lanes, batch.d_out, batch.n, tree.width);
-            batch.kernels.add_outer(d_k, present, batch.d_z, lanes, batch.q, batch.n, tree.width);
+            batch.kernels.add_outer(d_v, present, batch.p, lanes, batch.d_out_row, batch.n,
+                                    tree.width);
+            batch.kernels.add_outer(d_k, present, batch.d_z, lanes, batch.q_row, batch.n,
+                                    tree.width);
         });
     });
 }
