@@ -19,6 +19,7 @@ namespace {
 /// packs; of its local range.
 template <class W>
 struct Work {
+    const LaneKernels<W>& kernels;
     std::int64_t slots, max_blocks, max_nodes, leaf_packs;
     SiblingBlock* blocks;                         // (count, max_blocks)
     std::int32_t *n_blocks, *n_nodes, *n_leaves;  // (count)
@@ -54,7 +55,8 @@ Work<W> place_work(const KeyTree<W>& tree, const TreeQueries<W>& b) {
     auto* const offset = scratch<OffsetTag, std::int32_t>(tree.dim);
     for (std::int64_t c = 0; c < tree.dim; ++c)
         offset[c] = static_cast<std::int32_t>(c * kLanes);
-    return {slots,
+    return {lane_kernels<W>(current_isa()),
+            slots,
             max_blocks,
             max_nodes,
             leaf_packs,
@@ -109,13 +111,15 @@ void leaf_logits(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>&
                 const auto low = static_cast<int>(std::max<std::int64_t>(0, begin - token)),
                            high = static_cast<int>(std::min<std::int64_t>(kLanes, end - token));
                 const bool any = p < packs;
-                if (any) row_dots<kLanes>(out, q, n, tree.dim, tree.pack(first_pack + p));
+                if (any) w.kernels.row_dots(out, q, n, tree.dim, tree.pack(first_pack + p), kLanes);
                 const W* const gate = tree.gate + (any ? token : 0);
-                for (std::int64_t i = 0; i < n; ++i)
-                    for (int l = 0; l < kLanes; ++l) {
-                        const W x = b.scale * out[i][l] + gate[l];
-                        out[i][l] = l >= low && l < high ? x : -std::numeric_limits<W>::infinity();
-                    }
+                for (std::int64_t i = 0; i < n; ++i) {
+                    W* const logit = out[i];
+                    for_lanes<kLanes>([&](int l) {
+                        const W x = b.scale * logit[l] + gate[l];
+                        logit[l] = l >= low && l < high ? x : -std::numeric_limits<W>::infinity();
+                    });
+                }
             }
         });
     });
@@ -131,7 +135,7 @@ void leaf_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>&
                 out[i] = b.out + row[i] * tree.width;
                 z[i] += begin % kLanes;
             }
-            add_rows(out, z, n, tree.v + begin * tree.width, tree.rule.leaf, tree.width);
+            w.kernels.add_rows(out, z, n, tree.v + begin * tree.width, tree.rule.leaf, tree.width);
         });
     });
 }
@@ -148,7 +152,7 @@ std::int64_t local_logits(W* z, const KeyTree<W>& tree, const W* q, std::int64_t
         const std::int64_t n = std::min(kBatch, packs - p);
         for (std::int64_t i = 0; i < n; ++i)
             pack[i] = tree.pack(first_pack + p + i);
-        block_dots<kLanes>(z + p * kLanes, q, w.offset, tree.dim, pack, n);
+        w.kernels.block_dots(z + p * kLanes, q, w.offset, tree.dim, pack, n);
     }
     const W inverse = W{1} / static_cast<W>(rule.window);
     const std::int64_t token = first_pack * kLanes;
@@ -199,7 +203,7 @@ W near_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w,
         node += block.count;
     }
     std::fill_n(b.out + row * tree.width, tree.width, W{0});
-    add_runs(b.out + row * tree.width, runs, n, tree.width);
+    w.kernels.add_runs(b.out + row * tree.width, runs, n, tree.width);
     return W{1} / sum;
 }
 
@@ -210,14 +214,17 @@ Descent<W> place_descent(const KeyTree<W>& tree, std::int64_t group) {
     struct DotsTag;
     struct BoundTag;
     struct BestTag;
+    struct SomeTag;
     const std::int64_t blocks = tree_slots(tree.rule) + 1, nodes = blocks * tree.rule.fanout;
     W* const bound = scratch<BoundTag, W>(2 * nodes);
-    return {scratch<OffsetsTag, std::int32_t>(group * tree.dim),
+    return {lane_kernels<W>(current_isa()),
+            scratch<OffsetsTag, std::int32_t>(group * tree.dim),
             scratch<BlockTag, const W*>(blocks * tree.row_lanes / kLanes),
             scratch<DotsTag, W>(group * blocks * tree.row_lanes),
             bound,
             bound + nodes,
-            scratch<BestTag, std::pair<W, std::int32_t>>(nodes)};
+            scratch<BestTag, std::pair<W, std::int32_t>>(nodes),
+            scratch<SomeTag, std::int32_t>(nodes + 1)};
 }
 
 }  // namespace

@@ -64,7 +64,7 @@ void tree_attention_forward(const TreeAttentionArgs& a) {
             W* memory = scratch<TreesTag, W>(make_trees(trees, docs, a.rule, n.dim));
             for (KeyTree<W>& tree : trees)
                 memory += place_tree(tree, memory);
-            plant_trees<T>(std::span(trees), docs, a, n);
+            plant_trees(std::span(trees), docs, a.k, a.v, a.gate);
             const auto chunks = pieces_of(
                 docs.size(), [&](std::size_t i) { return docs[i].len; },
                 [&](std::size_t i) { return tree_chunk(a.rule, docs[i].len, n.group(), n.dim); });

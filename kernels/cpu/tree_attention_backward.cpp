@@ -115,7 +115,7 @@ void backward_wave(const Args& a, const TreeSizes& n, std::span<const Document> 
         values += own.values, words += own.words;
         trees.push_back(b.tree);
     }
-    plant_trees<T>(std::span(trees), docs, a, n);
+    plant_trees(std::span(trees), docs, a.k, a.v, a.gate);
     for (std::size_t i = 0; i < all.size(); ++i)
         all[i].tree = trees[i];
 

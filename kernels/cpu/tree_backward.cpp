@@ -41,6 +41,31 @@ template BackwardMemory place_backward(TreeBackward<float>&, float*, std::int64_
 template BackwardMemory place_backward(TreeBackward<double>&, double*, std::int64_t*);
 
 template <class W>
+void load_row(W* out, const HeadRows& rows, std::int64_t t, std::int64_t g, std::int64_t dim,
+              std::int64_t width) {
+    const auto from = [&]<Element T>(T) {
+        const T* const x =
+            reinterpret_cast<const T*>(rows.data) + t * rows.token_ld + g * rows.head_ld;
+        for (std::int64_t c = 0; c < dim; ++c)
+            out[c] = widen(x[c]);
+    };
+    if constexpr (std::is_same_v<W, double>)
+        from(double{});
+    else if (rows.dtype == DType::bf16)
+        from(bf16{});
+    else if (rows.dtype == DType::fp16)
+        from(fp16{});
+    else
+        from(float{});
+    for (std::int64_t c = dim; c < width; ++c)
+        out[c] = W{0};
+}
+template void load_row(float*, const HeadRows&, std::int64_t, std::int64_t, std::int64_t,
+                       std::int64_t);
+template void load_row(double*, const HeadRows&, std::int64_t, std::int64_t, std::int64_t,
+                       std::int64_t);
+
+template <class W>
 void lay_out_tokens(const TreeBackward<W>& b, std::int64_t begin, std::int64_t end) {
     const KeyTree<W>& tree = b.tree;
     vectorised([&] {

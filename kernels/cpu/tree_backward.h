@@ -8,7 +8,7 @@
 
 namespace stoa::cpu {
 
-constexpr std::int64_t kBlockLanes = 8;  // children go by so many
+constexpr std::int64_t kBlockLanes = kHalfLanes;  // children go by so many
 
 template <class W>
 struct LevelGradient {
@@ -60,24 +60,7 @@ BackwardMemory place_backward(TreeBackward<W>& b, W* memory, std::int64_t* words
 /// A row in W, 0 behind dim.
 template <class W>
 void load_row(W* out, const HeadRows& rows, std::int64_t t, std::int64_t g, std::int64_t dim,
-              std::int64_t width) {
-    const auto from = [&]<Element T>(T) {
-        const T* const x =
-            reinterpret_cast<const T*>(rows.data) + t * rows.token_ld + g * rows.head_ld;
-        for (std::int64_t c = 0; c < dim; ++c)
-            out[c] = widen(x[c]);
-    };
-    if constexpr (std::is_same_v<W, double>)
-        from(double{});
-    else if (rows.dtype == DType::bf16)
-        from(bf16{});
-    else if (rows.dtype == DType::fp16)
-        from(fp16{});
-    else
-        from(float{});
-    for (std::int64_t c = dim; c < width; ++c)
-        out[c] = W{0};
-}
+              std::int64_t width);
 
 /// Sibling block i of all, those of the top level first: they have the longest lists.
 struct BlockId {

@@ -15,6 +15,7 @@ constexpr std::int64_t kBatch = 32;
 /// Some (query, head) rows and, in lanes, what they give a few keys: weights p and d_z.
 template <class W>
 struct Batch {
+    const LaneKernels<W>& kernels;
     std::int64_t n = 0;
     std::int64_t t[kBatch];
     W lse[kBatch], delta[kBatch];
@@ -27,7 +28,7 @@ template <class W>
 Batch<W> place_batch(const TreeBackward<W>& b, std::int64_t lanes) {
     struct RowsTag;
     struct LanesTag;
-    Batch<W> batch;
+    Batch<W> batch{lane_kernels<W>(current_isa())};
     batch.q = scratch<RowsTag, W>(2 * kBatch * b.tree.width);
     batch.d_out = batch.q + kBatch * b.tree.width;
     batch.p = scratch<LanesTag, W>(2 * kBatch * lanes);
@@ -40,14 +41,34 @@ Batch<W> place_batch(const TreeBackward<W>& b, std::int64_t lanes) {
     return batch;
 }
 
+/// Listed queries lie anywhere: what one of them needs is asked for this many before its turn.
+constexpr std::int64_t kAhead = 6;
+template <class W>
+void prefetch_query(const TreeBackward<W>& b, std::int64_t t, std::int64_t level) {
+    const auto lines = [](const std::byte* first, std::int64_t bytes) {
+        for (std::int64_t i = 0; i < bytes; i += 64)
+            __builtin_prefetch(first + i);
+    };
+    for (const HeadRows* rows : {&b.q, &b.d_out}) {
+        const std::int64_t size = size_of(rows->dtype);
+        for (std::int64_t g = 0; g < b.group; ++g)
+            lines(rows->data + (t * rows->token_ld + g * rows->head_ld) * size, b.tree.dim * size);
+    }
+    __builtin_prefetch(b.lse + t * b.group);
+    __builtin_prefetch(b.delta + t * b.group);
+    __builtin_prefetch(b.selected(t, level));
+}
+
 /// Gives fn the rows of queries [begin, end), then those of a list, batch by batch.
 template <class W, class Fn>
 void in_batches(const TreeBackward<W>& b, Batch<W>& batch, std::int64_t begin, std::int64_t end,
-                const std::int32_t* list, std::int64_t listed, const Fn& fn) {
+                const std::int32_t* list, std::int64_t listed, std::int64_t level, const Fn& fn) {
     batch.n = 0;
     const std::int64_t range = std::max<std::int64_t>(0, end - begin);
     for (std::int64_t i = 0; i < range + listed; ++i) {
         const std::int64_t t = i < range ? begin + i : list[i - range];
+        if (i >= range && i + kAhead < range + listed)
+            prefetch_query(b, list[i + kAhead - range], level);
         for (std::int64_t g = 0; g < b.group; ++g) {
             const std::int64_t row = batch.n++, at = t * b.group + g;
             load_row(batch.q + row * b.tree.width, b.q, t, g, b.tree.dim, b.tree.width);
@@ -61,16 +82,17 @@ void in_batches(const TreeBackward<W>& b, Batch<W>& batch, std::int64_t begin, s
     if (batch.n > 0) fn();
 }
 
-/// Scores of the batch with a block of Lanes keys and their values: q k in p, d_out v in d_z, both
-/// from lane `first`.
-template <int Lanes, class W>
-void products(Batch<W>& batch, const W* k, const W* v, std::int64_t first, std::int64_t dim) {
+/// Scores of the batch with a block of keys, `ld` to a channel, and their values: q k in p, d_out v
+/// in d_z, both from lane `first`.
+template <class W>
+void products(Batch<W>& batch, typename LaneKernels<W>::RowDots dots, const W* k, const W* v,
+              std::int64_t ld, std::int64_t first, std::int64_t dim) {
     for (std::int64_t i = 0; i < batch.n; ++i) {
         batch.p_row[i] = batch.p + i * batch.lanes + first;
         batch.d_z_row[i] = batch.d_z + i * batch.lanes + first;
     }
-    row_dots<Lanes>(batch.p_row, batch.q_row, batch.n, dim, k);
-    row_dots<Lanes>(batch.d_z_row, batch.d_out_row, batch.n, dim, v);
+    dots(batch.p_row, batch.q_row, batch.n, dim, k, ld);
+    dots(batch.d_z_row, batch.d_out_row, batch.n, dim, v, ld);
 }
 
 template <class W>
@@ -84,7 +106,7 @@ template <class W, class First>
 void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sums,
               std::int64_t pack, std::int64_t begin, std::int64_t end, const First& first) {
     const KeyTree<W>& tree = b.tree;
-    products<kLanes>(batch, tree.pack(pack), b.pack_v(pack), 0, tree.dim);
+    products(batch, batch.kernels.row_dots, tree.pack(pack), b.pack_v(pack), kLanes, 0, tree.dim);
     const W inverse = W{1} / static_cast<W>(tree.rule.window);
     const W* const gate = tree.gate + pack * kLanes;
     W d_gate[kLanes] = {};
@@ -93,7 +115,7 @@ void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sum
                    oldest = static_cast<std::int32_t>(batch.t[i] - first(batch.t[i]));
         W *const p = batch.p_row[i], *const z = batch.d_z_row[i];
         const W lse = batch.lse[i], delta = batch.delta[i];
-        for (std::int32_t l = 0; l < kLanes; ++l) {
+        for_lanes<kLanes>([&](std::int32_t l) {
             const W x = static_cast<W>(age - l) * inverse, ramp = x < W{1} ? x : W{1};
             const bool seen = l <= age && age - l <= oldest;
             const W weight = fast_exp(b.scale * p[l] + ramp * gate[l] - lse),
@@ -101,13 +123,13 @@ void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sum
             p[l] = seen ? weight : W{0};
             z[l] = seen ? d_z : W{0};
             d_gate[l] += ramp * z[l];
-        }
+        });
     }
     const std::int64_t low = begin - pack * kLanes, n = end - begin, row = begin - sums.begin;
-    add_outer(sums.d_v + row * tree.width, n, batch.p + low, batch.lanes, batch.d_out, batch.n,
-              tree.width);
-    add_outer(sums.d_k + row * tree.width, n, batch.d_z + low, batch.lanes, batch.q, batch.n,
-              tree.width);
+    batch.kernels.add_outer(sums.d_v + row * tree.width, n, batch.p + low, batch.lanes, batch.d_out,
+                            batch.n, tree.width);
+    batch.kernels.add_outer(sums.d_k + row * tree.width, n, batch.d_z + low, batch.lanes, batch.q,
+                            batch.n, tree.width);
     for (std::int64_t j = 0; j < n; ++j)
         sums.d_gate[row + j] += d_gate[low + j];
 }
@@ -116,6 +138,7 @@ void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sum
 
 template <class W>
 void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
+    struct BiasTag;
     const KeyTree<W>& tree = b.tree;
     const TreeRule& rule = tree.rule;
     const LevelGradient<W>& level = b.level[static_cast<std::size_t>(id.level)];
@@ -123,7 +146,9 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
     const std::int64_t nodes = tree.levels[static_cast<std::size_t>(id.level)].count;
     const std::int64_t present = std::min(f, nodes - first);
     Batch<W> batch = place_batch(b, lanes);
-    const W* const log_mass = tree.levels[static_cast<std::size_t>(id.level)].log_mass + first;
+    W* const bias = scratch<BiasTag, W>(lanes);
+    std::fill_n(bias, lanes, W{0});
+    std::copy_n(tree.levels[static_cast<std::size_t>(id.level)].log_mass + first, present, bias);
     // At the edge of their far leaves: the queries to which the parent is not yet complete.
     std::int64_t span = 1;
     for (std::int64_t l = 0; l < id.level; ++l)
@@ -146,16 +171,18 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
         std::fill_n(d_k, present * tree.width, W{0});
         std::fill_n(d_v, present * tree.width, W{0});
         std::fill_n(d_log_mass, present, W{0});
-        in_batches(b, batch, edge_begin, edge_end, list, listed, [&] {
+        in_batches(b, batch, edge_begin, edge_end, list, listed, id.level, [&] {
             for (std::int64_t u = 0; u < lanes; u += kBlockLanes)
-                products<kBlockLanes>(batch, level.k + id.block * tree.dim * lanes + u,
-                                      level.v + id.block * tree.dim * lanes + u, u, tree.dim);
+                products(batch, batch.kernels.half_row_dots,
+                         level.k + id.block * tree.dim * lanes + u,
+                         level.v + id.block * tree.dim * lanes + u, lanes, u, tree.dim);
             for (std::int64_t i = 0; i < batch.n; ++i) {
                 W *const p = batch.p + i * lanes, *const z = batch.d_z + i * lanes;
-                for (std::int64_t j = 0; j < present; ++j) {
-                    p[j] = fast_exp(b.scale * p[j] + log_mass[j] - batch.lse[i]);
-                    z[j] = p[j] * (z[j] - batch.delta[i]);
-                }
+                const W lse = batch.lse[i], delta = batch.delta[i];
+                for_children(lanes, [&](int j) {
+                    p[j] = fast_exp(b.scale * p[j] + bias[j] - lse);
+                    z[j] = p[j] * (z[j] - delta);
+                });
                 const auto drop = [&](std::int64_t j) { p[j] = z[j] = W{0}; };
                 const std::int64_t far = far_leaves(rule, batch.t[i]);
                 for (std::int64_t j = std::max<std::int64_t>(0, far / span - first); j < present;
@@ -165,11 +192,10 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
                 for (std::int64_t e = 0; e < b.slots && expanded[e] >= 0; ++e)
                     if (expanded[e] >= first && expanded[e] < first + present)
                         drop(expanded[e] - first);
-                for (std::int64_t j = 0; j < present; ++j)
-                    d_log_mass[j] += z[j];
+                for_children(present, [&](int j) { d_log_mass[j] += z[j]; });
             }
-            add_outer(d_v, present, batch.p, lanes, batch.d_out, batch.n, tree.width);
-            add_outer(d_k, present, batch.d_z, lanes, batch.q, batch.n, tree.width);
+            batch.kernels.add_outer(d_v, present, batch.p, lanes, batch.d_out, batch.n, tree.width);
+            batch.kernels.add_outer(d_k, present, batch.d_z, lanes, batch.q, batch.n, tree.width);
         });
     });
 }
@@ -230,7 +256,7 @@ void token_gradients(const TreeBackward<W>& b, std::int64_t begin, std::int64_t 
             const std::int64_t last = std::min(s + kLanes, end) - 1;
             const std::int64_t until =
                 std::min(b.len(), ((last + rule.window) / rule.leaf + 1) * rule.leaf);
-            in_batches(b, batch, s, until, nullptr, 0, [&] {
+            in_batches(b, batch, s, until, nullptr, 0, 0, [&] {
                 add_pack(b, batch, sums, s / kLanes, s, last + 1,
                          [&](std::int64_t t) { return far_leaves(rule, t) * rule.leaf; });
             });
@@ -239,7 +265,7 @@ void token_gradients(const TreeBackward<W>& b, std::int64_t begin, std::int64_t 
             const std::int64_t first = j * rule.leaf, behind = first + rule.leaf;
             const LevelGradient<W>& leaves = b.level[0];
             in_batches(b, batch, 0, 0, leaves.queries + leaves.begin[j],
-                       leaves.begin[j + 1] - leaves.begin[j], [&] {
+                       leaves.begin[j + 1] - leaves.begin[j], 0, [&] {
                            for (std::int64_t pack = first / kLanes; pack * kLanes < behind; ++pack)
                                add_pack(b, batch, sums, pack, std::max(first, pack * kLanes),
                                         std::min(behind, (pack + 1) * kLanes),

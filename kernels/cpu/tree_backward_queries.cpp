@@ -15,6 +15,7 @@ constexpr std::int64_t kBatch = 32;
 /// Rows of the chunk: query and d_out, (count, group, width), and working memory of one row.
 template <class W>
 struct Chunk {
+    const LaneKernels<W>& kernels;
     std::int64_t begin, count;
     const W *q, *d_out;
     W* d_q;
@@ -32,6 +33,13 @@ void score_gradients(W* z, const W* d_p, const W* bias, std::int64_t n, W scale,
         z[l] = fast_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta);
 }
 
+/// The same for one pack.
+template <class W>
+void pack_gradients(W* z, const W* d_p, const W* bias, W scale, W lse, W delta) {
+    for_lanes<kLanes>(
+        [&](int l) { z[l] = fast_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta); });
+}
+
 /// Local range: d_z in the lanes of its packs.
 template <class W>
 RowRun<W> local_part(const TreeBackward<W>& b, const Chunk<W>& c, std::int64_t t, std::int64_t row,
@@ -41,10 +49,10 @@ RowRun<W> local_part(const TreeBackward<W>& b, const Chunk<W>& c, std::int64_t t
                        first_pack = first / kLanes, packs = t / kLanes + 1 - first_pack;
     for (std::int64_t i = 0; i < packs; ++i)
         c.part[i] = tree.pack(first_pack + i);
-    block_dots<kLanes>(c.z, c.q + row * tree.width, c.pack_offset, tree.dim, c.part, packs);
+    c.kernels.block_dots(c.z, c.q + row * tree.width, c.pack_offset, tree.dim, c.part, packs);
     for (std::int64_t i = 0; i < packs; ++i)
         c.part[i] = b.pack_v(first_pack + i);
-    block_dots<kLanes>(c.d_z, c.d_out + row * tree.width, c.pack_offset, tree.dim, c.part, packs);
+    c.kernels.block_dots(c.d_z, c.d_out + row * tree.width, c.pack_offset, tree.dim, c.part, packs);
     const W inverse = W{1} / static_cast<W>(tree.rule.window);
     const auto age = static_cast<std::int32_t>(t - first_pack * kLanes);
     const W* const gate = tree.gate + first_pack * kLanes;
@@ -79,14 +87,15 @@ void block_part(const TreeBackward<W>& b, const Chunk<W>& c, std::int64_t t, std
             for (std::int64_t u = 0; u < units; ++u)
                 c.part[i * units + u] = b.level[static_cast<std::size_t>(c.blocks[i].level)].*of +
                                         c.blocks[i].block * tree.dim * lanes + u * kBlockLanes;
-        block_dots<kBlockLanes>(out, x, c.block_offset, tree.dim, c.part, n * units);
+        c.kernels.half_block_dots(out, x, c.block_offset, tree.dim, c.part, n * units);
     };
     products(z, c.q + row * tree.width, &LevelGradient<W>::k);
     products(d_z, c.d_out + row * tree.width, &LevelGradient<W>::v);
     for (std::int64_t i = 0; i < n; ++i) {
         const TreeLevel<W>& level = tree.levels[static_cast<std::size_t>(c.blocks[i].level)];
-        for (std::int64_t j = 0; j < f; ++j)
-            c.bias[i * lanes + j] = level.log_mass[c.blocks[i].block * f + j];
+        W* const bias = c.bias + i * lanes;
+        const W* const log_mass = level.log_mass + c.blocks[i].block * f;
+        for_children(f, [&](int j) { bias[j] = log_mass[j]; });
     }
     score_gradients(z, d_z, c.bias, n * lanes, b.scale, lse, delta);
     for (std::int64_t i = 0; i < n; ++i) {
@@ -121,17 +130,17 @@ void leaf_part(const TreeBackward<W>& b, const Chunk<W>& c, const SelectedLeaves
                 s[i] = z + i * lanes + p * kLanes;
                 d_p[i] = d_z + i * lanes + p * kLanes;
             }
-            row_dots<kLanes>(s, q, n, tree.dim, tree.pack(first_pack + p));
-            row_dots<kLanes>(d_p, d_out, n, tree.dim, b.pack_v(first_pack + p));
+            c.kernels.row_dots(s, q, n, tree.dim, tree.pack(first_pack + p), kLanes);
+            c.kernels.row_dots(d_p, d_out, n, tree.dim, b.pack_v(first_pack + p), kLanes);
             for (std::int64_t i = 0; i < n; ++i) {
                 const std::int64_t at = c.begin * b.group + row[i];
-                score_gradients(s[i], d_p[i], tree.gate + (first_pack + p) * kLanes, kLanes,
-                                b.scale, b.lse[at], b.delta[at]);
+                pack_gradients(s[i], d_p[i], tree.gate + (first_pack + p) * kLanes, b.scale,
+                               b.lse[at], b.delta[at]);
             }
         }
         for (std::int64_t i = 0; i < n; ++i)
             s[i] = z + i * lanes + begin % kLanes;
-        add_rows(d_q, s, n, b.k + begin * tree.width, tree.rule.leaf, tree.width);
+        c.kernels.add_rows(d_q, s, n, b.k + begin * tree.width, tree.rule.leaf, tree.width);
     };
     for_each_leaf(leaves, [&](std::int64_t leaf, std::int64_t first, std::int64_t last) {
         std::int64_t row[kBatch], n = 0;
@@ -171,6 +180,7 @@ void query_gradients(const TreeBackward<W>& b, std::int64_t begin, std::int64_t 
     W* const z = scratch<LanesTag, W>(3 * lanes);
     W* const leaf_z = scratch<LeafTag, W>(2 * kBatch * leaf_lanes);
     const Chunk<W> c{
+        lane_kernels<W>(current_isa()),
         begin,
         count,
         q,
@@ -210,7 +220,7 @@ void query_gradients(const TreeBackward<W>& b, std::int64_t begin, std::int64_t 
                 c.runs[0] = local_part(b, c, begin + r, row, b.lse[at], b.delta[at]);
                 block_part(b, c, begin + r, row, n, c.z + near_lanes, c.d_z + near_lanes,
                            c.runs + 1, b.lse[at], b.delta[at]);
-                add_runs(d_q + row * tree.width, c.runs, n + 1, tree.width);
+                c.kernels.add_runs(d_q + row * tree.width, c.runs, n + 1, tree.width);
             }
         }
         leaf_part(b, c, leaves, leaf_z, leaf_z + kBatch * leaf_lanes, leaf_lanes);

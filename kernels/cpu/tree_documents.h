@@ -78,40 +78,10 @@ void for_each_piece(const std::vector<Piece>& pieces, const Fn& fn) {
     });
 }
 
-/// Fills the trees of a wave, whose memory is placed.
-template <class T, class Args, class W = Wide<T>>
-void plant_trees(std::span<KeyTree<W>> trees, std::span<const Document> docs, const Args& a,
-                 const TreeSizes& n) {
-    const std::int64_t step = a.rule.leaf * std::max<std::int64_t>(1, 2048 / a.rule.leaf);
-    const auto pieces = pieces_of(
-        docs.size(), [&](std::size_t i) { return docs[i].len; }, [&](std::size_t) { return step; });
-    for_each_piece(pieces, [&](const Piece& piece) {
-        const Document& doc = docs[piece.doc];
-        KeyTree<W>& tree = trees[piece.doc];
-        const auto k = head_matrix<T>(a.k, doc.batch, doc.kv_head),
-                   v = head_matrix<T>(a.v, doc.batch, doc.kv_head);
-        const W* const gate = a.gate.empty() ? nullptr
-                                             : a.gate.template as<W>().data() +
-                                                   (doc.batch * n.len + doc.begin) * n.n_kv_heads +
-                                                   doc.kv_head;
-        vectorised([&] {
-            for (std::int64_t s = piece.begin; s < piece.end; ++s)
-                put_token(tree, s, k.row(doc.begin + s), v.row(doc.begin + s),
-                          gate == nullptr ? nullptr : gate + s * n.n_kv_heads);
-            if (tree.n_levels > 0)
-                for (std::int64_t j = piece.begin / a.rule.leaf; j < piece.end / a.rule.leaf; ++j)
-                    build_leaf(tree, j);
-        });
-    });
-    parallel_for(std::ssize(docs), 1, [&](std::int64_t i, std::int64_t last) {
-        for (; i < last; ++i) {
-            KeyTree<W>& tree = trees[static_cast<std::size_t>(i)];
-            const std::int64_t len = docs[static_cast<std::size_t>(i)].len;
-            if (tree.n_levels > 0) tree.levels[0].count = len / a.rule.leaf;
-            vectorised([&] { complete_nodes(tree, len); });
-        }
-    });
-}
+/// Fills the trees of a wave, whose memory is placed, from k, v and gate of the batch.
+template <class W>
+void plant_trees(std::span<KeyTree<W>> trees, std::span<const Document> docs,
+                 const ConstTensorView& k, const ConstTensorView& v, const ConstTensorView& gate);
 
 /// Trees for the units of a wave, without memory; returns the values that they take together.
 template <class W>

@@ -13,34 +13,71 @@ namespace stoa::cpu {
 /// Working memory of a descent, for candidates of one level.
 template <class W>
 struct Descent {
+    const LaneKernels<W>& kernels;
     std::int32_t* offset;     // (group, dim): a channel's largest or least, by the sign of q
     const W** block;          // (blocks, row_lanes / kLanes)
     W *dots, *bound, *score;  // (group, blocks, row_lanes), (nodes), (nodes)
     std::pair<W, std::int32_t>* best;  // (nodes)
+    std::int32_t* some;                // (nodes)
 };
+
+/// A number that at least `take` of n scores reach, and that few more do: the take-th largest of
+/// the lanes' maxima.
+template <class W>
+W score_to_reach(const W* score, std::int64_t n, std::int64_t take) {
+    constexpr W kLeast = -std::numeric_limits<W>::infinity();
+    if (take > kLanes || n < 2 * kLanes) return kLeast;
+    W most[kLanes];
+    for_lanes<kLanes>([&](int l) { most[l] = score[l]; });
+    std::int64_t j = kLanes;
+    for (; j + kLanes <= n; j += kLanes)
+        for_lanes<kLanes>([&](int l) {
+            const W x = score[j + l];
+            most[l] = x > most[l] ? x : most[l];
+        });
+    W larger[kLanes] = {};
+    for (int i = 0; i < kLanes; ++i) {
+        const W x = most[i];
+        for_lanes<kLanes>([&](int l) { larger[l] += x > most[l] ? W{1} : W{0}; });
+    }
+    const W wanted = static_cast<W>(take);
+    W least = std::numeric_limits<W>::infinity();
+    for (int l = 0; l < kLanes; ++l) {
+        const W x = larger[l] < wanted ? most[l] : std::numeric_limits<W>::infinity();
+        least = x < least ? x : least;
+    }
+    return least;
+}
 
 /// Positions of the `take` largest of n scores, the later one among equals, ascending.
 template <class W>
-std::int64_t best_positions(std::pair<W, std::int32_t>* best, const W* score, std::int64_t n,
-                            std::int64_t take) {
+std::int64_t best_positions(std::pair<W, std::int32_t>* best, std::int32_t* some, const W* score,
+                            std::int64_t n, std::int64_t take) {
     take = std::min(take, n);
     constexpr std::int64_t kInsert = 32;  // beyond, inserting costs more than a selection
-    const auto before = [](const auto& a, const auto& b) {
-        return a.first > b.first || (a.first == b.first && a.second > b.second);
-    };
-    if (take < n && take <= kInsert) {
-        std::int64_t filled = 0;
-        for (std::int64_t j = 0; j < n; ++j) {
-            if (filled == take && score[j] < best[take - 1].first) continue;
-            std::int64_t at = filled < take ? filled++ : take - 1;
-            for (; at > 0 && best[at - 1].first <= score[j]; --at)
-                best[at] = best[at - 1];
-            best[at] = {score[j], static_cast<std::int32_t>(j)};
-        }
-    } else {
+    if (take == n || take > kInsert) {
         for (std::int64_t j = 0; j < n; ++j)
             best[j] = {score[j], static_cast<std::int32_t>(j)};
-        if (take < n) std::nth_element(best, best + take, best + n, before);
+        if (take < n)
+            std::nth_element(best, best + take, best + n, [](const auto& a, const auto& b) {
+                return a.first > b.first || (a.first == b.first && a.second > b.second);
+            });
+    } else {
+        const W reach = score_to_reach(score, n, take);
+        std::int64_t left = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+            some[left] = static_cast<std::int32_t>(j);
+            left += score[j] >= reach ? 1 : 0;
+        }
+        std::int64_t filled = 0;
+        for (std::int64_t i = 0; i < left; ++i) {
+            const W x = score[some[i]];
+            if (filled == take && x < best[take - 1].first) continue;
+            std::int64_t at = filled < take ? filled++ : take - 1;
+            for (; at > 0 && best[at - 1].first <= x; --at)
+                best[at] = best[at - 1];
+            best[at] = {x, some[i]};
+        }
     }
     std::sort(best, best + take, [](const auto& a, const auto& b) { return a.second < b.second; });
     return take;
@@ -50,16 +87,16 @@ std::int64_t best_positions(std::pair<W, std::int32_t>* best, const W* score, st
 /// itself, else the sum over the heads of the softmax of theirs. A NaN bound counts as -infinity.
 template <class W>
 void rank_candidates(W* score, W* bound, const W* dots, const KeyTree<W>& tree,
-                     const SiblingBlock* blocks, std::int64_t n_blocks, std::int64_t n,
-                     std::int64_t group, W scale) {
+                     std::int64_t n_blocks, std::int64_t n, std::int64_t group, W scale) {
     for (std::int64_t g = 0; g < group; ++g) {
         W* const to = group == 1 ? score : bound;
-        W* at = to;
-        for (std::int64_t i = 0; i < n_blocks; ++i, dots += tree.row_lanes)
-            for (std::int64_t j = 0; j < blocks[i].count; ++j) {
+        for (std::int64_t i = 0; i < n_blocks; ++i, dots += tree.row_lanes) {
+            W* const at = to + i * tree.rule.fanout;
+            for_children(tree.rule.fanout, [&](int j) {
                 const W x = scale * dots[j];
-                *at++ = x == x ? x : -std::numeric_limits<W>::infinity();
-            }
+                at[j] = x == x ? x : -std::numeric_limits<W>::infinity();
+            });
+        }
         if (group == 1) return;
         const W max = lane_max<W>(n, std::numeric_limits<W>::lowest(),
                                   [&](std::int64_t j) { return bound[j]; });
@@ -106,22 +143,22 @@ std::int64_t descend(const KeyTree<W>& tree, const TreeQueries<W>& b, std::int64
         }
         for (std::int64_t g = 0; g < b.group; ++g) {
             W* const dots = d.dots + g * n_blocks * tree.row_lanes;
-            block_dots<kLanes>(dots, b.q + (r * b.group + g) * tree.width, d.offset + g * tree.dim,
-                               tree.dim, d.block, n_blocks * units);
-            W* z = node_z + g * z_ld;
+            d.kernels.block_dots(dots, b.q + (r * b.group + g) * tree.width,
+                                 d.offset + g * tree.dim, tree.dim, d.block, n_blocks * units);
             for (std::int64_t i = 0; i < n_blocks; ++i) {
+                // Of an edge block all children: those behind its count are not looked at.
+                W* const z = node_z + g * z_ld + i * f;
                 const W *const mean = dots + i * tree.row_lanes + f, *const log_mass =
                                                                          level.log_mass +
                                                                          blocks[i].block * f;
-                for (std::int64_t j = 0; j < blocks[i].count; ++j)
-                    z[j] = b.scale * mean[j] + log_mass[j];
-                z += blocks[i].count;
+                for_children(f, [&](int j) { z[j] = b.scale * mean[j] + log_mass[j]; });
             }
         }
-        rank_candidates(d.score, d.bound, d.dots, tree, blocks, n_blocks, n, b.group, b.scale);
+        rank_candidates(d.score, d.bound, d.dots, tree, n_blocks, n, b.group, b.scale);
         // The first leaf, and so every node above it, is read whatever its rank.
         const std::int64_t forced = rule.sinks > 0 && n > 0 && blocks[0].block == 0 ? 1 : 0;
-        const std::int64_t taken = best_positions(d.best, d.score + forced, n - forced, rule.beam);
+        const std::int64_t taken =
+            best_positions(d.best, d.some, d.score + forced, n - forced, rule.beam);
         const auto expand = [&](std::int64_t slot, std::int64_t position) {
             std::int64_t in_block = position, i = 0;
             for (; in_block >= f; in_block -= f)
