@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::int64_t kKeyTile = 128;   // enters the bits
 constexpr std::int64_t kTileRows = 256;  // queries that share packed keys: does not
-constexpr std::int64_t kFewRows = 8;     // so many do not fill the lanes
+constexpr std::int64_t kFewRows = 16;    // so many do not fill the lanes
 
 struct Sizes {
     std::int64_t batch, q_len, k_len, n_heads, n_kv_heads, dim;
@@ -179,25 +179,33 @@ void forward_tile(const AttentionArgs& a, std::int64_t batch, std::int64_t h, st
                   std::min(kQueryLanes, rows - p * kQueryLanes));
 }
 
-/// One row of scores against keys [from, to) of a tile; the rest becomes 0. What exponentials() and
-/// move_maximum() do, keys in the lanes.
+/// Rows of scores, kKeyTile apart, row r against keys [from[r], to[r]) of a tile; the rest becomes
+/// 0. What exponentials() and move_maximum() do, keys in the lanes.
 template <class W>
-void softmax_row(W* s, std::int64_t from, std::int64_t to, std::int64_t keys, W& max, W& sum,
-                 W* out, std::int64_t dim) {
+void softmax_rows(W* scores, std::int64_t rows, const std::int64_t* from, const std::int64_t* to,
+                  std::int64_t keys, W* max, W* sum, W* out, std::int64_t width) {
     vectorised([&] {
-        const W top = lane_max<W>(to - from, max, [&](std::int64_t j) { return s[from + j]; });
-        const W base = base_of(top), factor = fused_exp(max - base);
-        for (std::int64_t j = from; j < to; ++j)
-            s[j] = fused_exp(s[j] - base);
-        std::fill(s, s + from, W{0});
-        std::fill(s + to, s + keys, W{0});
-        W total = 0;
-        for (std::int64_t j = from; j < to; ++j)
-            total += s[j];
-        sum = sum * factor + total;
-        max = top;
-        for (std::int64_t c = 0; c < dim; ++c)
-            out[c] *= factor;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            W *const s = scores + r * kKeyTile, *const o = out + r * width;
+            const W top = lane_max<W>(to[r] - from[r], max[r],
+                                      [&](std::int64_t j) { return s[from[r] + j]; });
+            const W base = base_of(top), factor = fused_exp(max[r] - base);
+            for (std::int64_t j = 0; j < keys; ++j)
+                s[j] = fused_exp(s[j] - base);
+            std::fill(s, s + from[r], W{0});
+            std::fill(s + to[r], s + keys, W{0});
+            max[r] = top;
+            sum[r] *= factor;
+            for (std::int64_t c = 0; c < width; ++c)
+                o[c] *= factor;
+        }
+        // Each row's sum is one chain; beside each other they need not wait.
+        W total[kFewRows] = {};
+        for (std::int64_t j = 0; j < keys; ++j)
+            for (std::int64_t r = 0; r < rows; ++r)
+                total[r] += scores[r * kKeyTile + j];
+        for (std::int64_t r = 0; r < rows; ++r)
+            sum[r] += total[r];
     });
 }
 
@@ -218,7 +226,8 @@ void forward_few(const AttentionArgs& a, std::int64_t batch, std::int64_t kv_hea
     W* const k_packed = scratch<KTag, W>((kKeyTile + kMaxMr) * dim);
     W* const v_packed = scratch<VTag, W>(kKeyTile * width);
     W max[kFewRows], sum[kFewRows] = {};
-    std::int64_t begin[kFewRows], end[kFewRows], first = n.k_len, last = 0;
+    std::int64_t begin[kFewRows], end[kFewRows], from[kFewRows], to[kFewRows], first = n.k_len,
+                                                                               last = 0;
     for (std::int64_t r = 0; r < rows; ++r) {
         const std::int64_t t = r / group;
         const T* const q = head_matrix<T>(a.q, batch, kv_head * group + r % group).row(t);
@@ -240,12 +249,11 @@ void forward_few(const AttentionArgs& a, std::int64_t batch, std::int64_t kv_hea
                  scores, kKeyTile, Into::write);
         bool all_seen = true;
         for (std::int64_t r = 0; r < rows; ++r) {
-            const std::int64_t from = std::clamp<std::int64_t>(begin[r] - t, 0, keys);
-            const std::int64_t to = std::clamp<std::int64_t>(end[r] - t, from, keys);
-            softmax_row(scores + r * kKeyTile, from, to, keys, max[r], sum[r], out + r * width,
-                        dim);
-            all_seen = all_seen && to - from == keys;
+            from[r] = std::clamp<std::int64_t>(begin[r] - t, 0, keys);
+            to[r] = std::clamp<std::int64_t>(end[r] - t, from[r], keys);
+            all_seen = all_seen && to[r] - from[r] == keys;
         }
+        softmax_rows(scores, rows, from, to, keys, max, sum, out, width);
         if constexpr (std::is_same_v<T, W>)
             if (all_seen && dim == width) {
                 multiply(rows, width, keys, stored_left(scores, kKeyTile),
@@ -258,14 +266,11 @@ void forward_few(const AttentionArgs& a, std::int64_t batch, std::int64_t kv_hea
                      out, width, Into::add);
             continue;
         }
-        for (std::int64_t r = 0; r < rows; ++r) {  // see add_visible
-            const std::int64_t from = std::clamp<std::int64_t>(begin[r] - t, 0, keys);
-            const std::int64_t to = std::clamp<std::int64_t>(end[r] - t, from, keys);
-            multiply(1, width, to - from, stored_left(scores + r * kKeyTile + from, kKeyTile),
-                     {v_packed + from * panel_shape<W>().columns, keys * panel_shape<W>().columns,
-                      panel_shape<W>().columns},
-                     out + r * width, width, Into::add);
-        }
+        const std::int64_t nr = panel_shape<W>().columns;
+        for (std::int64_t r = 0; r < rows; ++r)  // see add_visible
+            multiply(1, width, to[r] - from[r],
+                     stored_left(scores + r * kKeyTile + from[r], kKeyTile),
+                     {v_packed + from[r] * nr, keys * nr, nr}, out + r * width, width, Into::add);
     }
     W* const result = scratch<ResultTag, W>(dim);
     for (std::int64_t r = 0; r < rows; ++r) {

@@ -56,6 +56,7 @@ void to_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, std::int64_t 
     vectorised([&] {
         for (std::int64_t i = 0; i < keys; ++i) {
             W *const p = s.p + i * kBlockQueries, *const d_z = s.d_z + i * kBlockQueries;
+#pragma GCC ivdep
             for (std::int64_t r = 0; r < kBlockQueries; ++r) {
                 p[r] = fused_exp(p[r] - q.lse[r]);
                 d_z[r] = p[r] * (d_z[r] - q.delta[r]);
@@ -157,7 +158,8 @@ void backward_column(const AttentionBackwardArgs& a, Head<W>& head, std::int64_t
                      .keys = std::min(kColumnKeys, head.k_len - index * kColumnKeys),
                      .d_k = sums,
                      .d_v = sums + kColumnKeys * width};
-    std::fill_n(sums, 2 * kColumnKeys * width, W{0});
+    for (W* const gradient : {column.d_k, column.d_v})
+        std::fill_n(gradient, column.keys * width, W{0});
     bool packed = false;
     for (std::int64_t h = 0; h < head.group; ++h)
         for (std::int64_t block = 0; block < head.blocks(); ++block) {

@@ -49,12 +49,14 @@ bool to_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const SeenKey
         for (std::int64_t j = 0; j < keys; ++j) {
             W *const p = s.p + j * kBlockQueries, *const d_z = s.d_z + j * kBlockQueries;
             const bool all = gate_scores<kBlockQueries>(p, seen, j, t, q.rows, inverse_window);
+#pragma GCC ivdep
             for (std::int64_t r = 0; r < kBlockQueries; ++r) {
                 p[r] = fused_exp(p[r] - q.lse[r]);
                 d_z[r] = p[r] * (d_z[r] - q.delta[r]);
             }
             if (!all) {
                 hidden = true;
+#pragma GCC ivdep
                 for (std::int32_t r = 0; r < kBlockQueries; ++r) {
                     const bool see = sees(seen, j, t + r);
                     p[r] = see ? p[r] : W{0};
@@ -198,38 +200,52 @@ struct ChunkWork {
     }
 };
 
-/// Sums of one kv head of one batch entry.
+/// Sums of one kv head of one batch entry: (len, dim) twice, (len).
 template <class W>
 struct HeadSums {
-    std::vector<W> d_k, d_v, d_gate;
-    explicit HeadSums(const Sizes& n)
-        : d_k(static_cast<std::size_t>(n.len * n.dim)),
-          d_v(d_k.size()),
-          d_gate(static_cast<std::size_t>(n.len)) {}
-    void add(const ChunkSums<W>& c, std::int64_t dim) {
-        for (std::int64_t row = 0; row < c.rows; ++row) {
-            const std::int64_t s = c.token(row);
-            W *const k = d_k.data() + s * dim, *const v = d_v.data() + s * dim;
-            for (std::int64_t i = 0; i < dim; ++i) {
-                k[i] += c.d_k[row * c.width + i];
-                v[i] += c.d_v[row * c.width + i];
+    W *d_k, *d_v, *d_gate;
+    explicit HeadSums(const Sizes& n) {
+        struct SumsTag;
+        const std::int64_t values = n.len * (2 * n.dim + 1);
+        d_k = scratch<SumsTag, W>(values);
+        d_v = d_k + n.len * n.dim;
+        d_gate = d_v + n.len * n.dim;
+        std::fill_n(d_k, values, W{0});
+    }
+    void add(const ChunkSums<W>& c, std::int64_t dim) const {
+        vectorised([&] {
+            for (std::int64_t row = 0; row < c.rows; ++row) {
+                const std::int64_t s = c.token(row);
+                W *const k = d_k + s * dim, *const v = d_v + s * dim;
+#pragma GCC ivdep
+                for (std::int64_t i = 0; i < dim; ++i) {
+                    k[i] += c.d_k[row * c.width + i];
+                    v[i] += c.d_v[row * c.width + i];
+                }
+                d_gate[s] += c.d_gate[row];
             }
-            d_gate[static_cast<std::size_t>(s)] += c.d_gate[row];
-        }
+        });
     }
 };
 
 template <class T, class W = Wide<T>>
 void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::int64_t kv_head) {
     struct RingTag;
+    struct ChunksTag;
     const Tokens<W> tokens = tokens_of<W>(a, n, batch, kv_head);
     const FarKeys far = find_far_keys(tokens.expiry, n.len, a.rule.window, kBlockQueries);
     const std::int64_t chunks = (n.len + kChunkRows - 1) / kChunkRows, width = pad_width(n.dim);
     // The window of a block's first query, from a whole block on, and the block itself.
     const std::int64_t ring_blocks =
         (std::min(a.rule.window, n.len) + kBlockKeys - 1) / kBlockKeys + 2;
-    std::vector<std::vector<W>> memory(static_cast<std::size_t>(std::min(chunks, kWaveChunks)));
-    HeadSums<W> sums(n);
+    std::size_t most_far = 0;
+    for (std::int64_t c = 0; c < chunks; ++c)
+        most_far = std::max(most_far, far.of_tile(c * kChunkBlocks).size());
+    const std::int64_t slot =
+        (static_cast<std::int64_t>(most_far) + kChunkRows + ring_blocks * kBlockKeys) *
+        (2 * width + 1);
+    W* const memory = scratch<ChunksTag, W>(std::min(chunks, kWaveChunks) * slot);
+    const HeadSums<W> sums(n);
     for (std::int64_t wave = 0; wave < chunks; wave += kWaveChunks) {
         const std::int64_t count = std::min(kWaveChunks, chunks - wave);
         std::vector<ChunkSums<W>> parts(static_cast<std::size_t>(count));
@@ -255,24 +271,22 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
                 for (const std::int32_t s : far.of_tile(begin / kBlockQueries))
                     if (s < part.local_begin) part.far.push_back(s);
                 part.rows = std::ssize(part.far) + end - part.local_begin;
-                std::vector<W>& values = memory[static_cast<std::size_t>(i)];
-                values.assign(static_cast<std::size_t>(part.rows * (2 * width + 1)), W{0});
-                part.d_k = values.data();
+                part.d_k = memory + i * slot;
                 part.d_v = part.d_k + part.rows * width;
                 part.d_gate = part.d_v + part.rows * width;
+                std::fill_n(part.d_k, part.rows * (2 * width + 1), W{0});
                 work.run(begin, end);
             }
         });
         for (const ChunkSums<W>& part : parts)
             sums.add(part, n.dim);
     }
-    store_head<T>(a.d_k, batch, kv_head, 0, n.len, sums.d_k.data());
-    store_head<T>(a.d_v, batch, kv_head, 0, n.len, sums.d_v.data());
+    store_head<T>(a.d_k, batch, kv_head, 0, n.len, sums.d_k);
+    store_head<T>(a.d_v, batch, kv_head, 0, n.len, sums.d_v);
     if (a.d_gate.empty()) return;
     W* const d_gate = a.d_gate.as<W>().data() + batch * n.len * n.n_kv_heads + kv_head;
     for (std::int64_t s = 0; s < n.len; ++s)
-        d_gate[s * n.n_kv_heads] =
-            tokens.gated(s) ? sums.d_gate[static_cast<std::size_t>(s)] : W{0};
+        d_gate[s * n.n_kv_heads] = tokens.gated(s) ? sums.d_gate[s] : W{0};
 }
 
 }  // namespace

@@ -93,12 +93,13 @@ template <std::int64_t kLanesOfRow, class W>
 bool gate_scores(W* z, const SeenKeys<W>& keys, std::int64_t j, std::int32_t t, std::int64_t rows,
                  W inverse_window) {
     const W gate = keys.gate[j];
+    const std::int32_t distance = t - keys.token[j];
     if (gate != W{0} && keys.far)
         for (std::int32_t q = 0; q < kLanesOfRow; ++q)
             z[q] += gate;
     if (gate != W{0} && !keys.far)
         for (std::int32_t q = 0; q < kLanesOfRow; ++q)
-            z[q] += ramp(t + q - keys.token[j], inverse_window) * gate;
+            z[q] += ramp(distance + q, inverse_window) * gate;
     return keys.from[j] <= t && t + rows <= keys.to[j];
 }
 template <class W>
