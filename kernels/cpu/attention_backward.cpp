@@ -69,7 +69,7 @@ template <class W>
 void hide(const BlockScores<W>& s, const LaneKeys* lanes, std::int64_t first, std::int64_t keys) {
     vectorised([&] {
         for (std::int64_t i = 0; i < keys; ++i)
-            for (std::int64_t part = 0; part < kBlockQueries / kQueryLanes; ++part) {
+            for (std::int64_t part = 0; part < kParts; ++part) {
                 const auto key = static_cast<std::int32_t>(first + i);
                 W* const p = s.p + i * kBlockQueries + part * kQueryLanes;
                 W* const d_z = s.d_z + i * kBlockQueries + part * kQueryLanes;
@@ -108,8 +108,8 @@ void backward_block(const AttentionBackwardArgs& a, const Head<W>& head, const C
         q.lse[r] = sees ? lse[r] : W{0};
         q.delta[r] = sees ? head.delta[h * head.q_len + row + r] : W{0};
     }
-    LaneKeys lanes[kBlockQueries / kQueryLanes];
-    for (std::int64_t part = 0; part < kBlockQueries / kQueryLanes; ++part)
+    LaneKeys lanes[kParts];
+    for (std::int64_t part = 0; part < kParts; ++part)
         lanes[part] = lane_keys(
             head.key_begin + row + part * kQueryLanes, head.key_end + row + part * kQueryLanes,
             std::clamp<std::int64_t>(rows - part * kQueryLanes, 0, kQueryLanes));
@@ -122,13 +122,18 @@ void backward_block(const AttentionBackwardArgs& a, const Head<W>& head, const C
             first + k.keys <= head.first[static_cast<std::size_t>(block)])
             continue;
         bool hidden = false;
-        for (const LaneKeys& l : lanes)
+        PartKeys keys;
+        for (std::int64_t part = 0; part < kParts; ++part) {
+            const LaneKeys& l = lanes[part];
             hidden = hidden || !l.all_see(first, first + k.keys);
-        const BlockScores<W> s = block_scores(q, k);
+            keys.from[part] = std::clamp<std::int64_t>(l.first - first, 0, k.keys);
+            keys.to[part] = std::clamp<std::int64_t>(l.last - first, keys.from[part], k.keys);
+        }
+        const BlockScores<W> s = block_scores(q, k, keys);
         to_gradients(s, q, k.keys);
         if (hidden) hide(s, lanes, first, k.keys);
         add_gradients(s, q, k, column.d_k + at * pad_width(dim), column.d_v + at * pad_width(dim),
-                      d_q, hidden, [&](std::int64_t r, std::int64_t j) {
+                      d_q, keys, hidden, [&](std::int64_t r, std::int64_t j) {
                           return lanes[r / kQueryLanes].sees(r % kQueryLanes, first + j);
                       });
     }

@@ -70,41 +70,94 @@ void pack_keys(KeyBlock<W>& b, W* memory, const HeadMatrix<T>& k, const HeadMatr
     pack_left(b.k_columns, k.from_row(first), false, dim, keys);
 }
 
+constexpr std::int64_t kParts = kBlockQueries / kQueryLanes;
+
+/// By 32 queries: the keys [from, to) of a block that they may see. What lies outside is not
+/// computed, and 0.
+struct PartKeys {
+    std::int64_t from[kParts], to[kParts];
+    bool all(std::int64_t keys) const {
+        return std::ranges::all_of(from, [](auto f) { return f == 0; }) &&
+               std::ranges::all_of(to, [&](auto t) { return t == keys; });
+    }
+    bool meets(std::int64_t part, std::int64_t first, std::int64_t last) const {
+        return from[part] < last && first < to[part];
+    }
+};
+
 /// Scores and the gradient of probabilities of a block, (keys, 64) each.
 template <class W>
 struct BlockScores {
     W *p, *d_z;
 };
 template <class W>
-BlockScores<W> block_scores(const QueryBlock<W>& q, const KeyBlock<W>& k) {
+BlockScores<W> block_scores(const QueryBlock<W>& q, const KeyBlock<W>& k, const PartKeys& keys) {
     struct PTag;
     struct DZTag;
     const BlockScores<W> s{scratch<PTag, W>(kBlockKeys * kBlockQueries),
                            scratch<DZTag, W>(kBlockKeys * kBlockQueries)};
-    multiply(k.keys, kBlockQueries, k.dim, packed_left(k.k_rows, k.dim),
-             packed_right(q.q_columns, k.dim), s.p, kBlockQueries, Into::write);
-    multiply(k.keys, kBlockQueries, k.dim, packed_left(k.v_rows, k.dim),
-             packed_right(q.d_out_columns, k.dim), s.d_z, kBlockQueries, Into::write);
+    const std::int64_t mr = panel_shape<W>().rows;
+    for (std::int64_t part = 0; part < kParts; ++part) {
+        const std::int64_t column = part * kQueryLanes, from = keys.from[part] / mr * mr,
+                           to = std::max(from, keys.to[part]);
+        for (W* const scores : {s.p, s.d_z})
+            for (std::int64_t j = 0; j < k.keys; ++j)
+                if (j < from || j >= to)
+                    std::fill_n(scores + j * kBlockQueries + column, kQueryLanes, W{0});
+        multiply(to - from, kQueryLanes, k.dim, packed_left(k.k_rows, k.dim, from),
+                 packed_right(q.q_columns, k.dim, column), s.p + from * kBlockQueries + column,
+                 kBlockQueries, Into::write);
+        multiply(to - from, kQueryLanes, k.dim, packed_left(k.v_rows, k.dim, from),
+                 packed_right(q.d_out_columns, k.dim, column),
+                 s.d_z + from * kBlockQueries + column, kBlockQueries, Into::write);
+    }
     return s;
 }
 
-/// d_v += p^T d_out and d_k += d_z^T q (keys, padded dim); d_q (dim, 64) += k^T d_z. `seen`(query,
-/// key) of the block where some do not see each other, and `hidden` says so: what is infinite or
-/// NaN then stays apart from zeros that stand for what is not seen.
-template <class W, class Seen>
+/// gradient (keys, padded dim) += scores rows, where scores is (keys, 64) and `rows` a packed
+/// op(b).
+template <class W>
+void add_to_keys(W* gradient, const W* scores, const W* rows, const QueryBlock<W>& q,
+                 std::int64_t keys, const PartKeys& seen) {
+    const std::int64_t width = pad_width(q.dim), nr = panel_shape<W>().columns;
+    const std::int64_t run = seen.all(keys) ? keys : kQueryLanes;
+    for (std::int64_t first = 0; first < keys; first += run) {
+        const std::int64_t count = std::min(run, keys - first);
+        std::int64_t begin = 0, end = kBlockQueries;
+        while (begin < end && !seen.meets(begin / kQueryLanes, first, first + count))
+            begin += kQueryLanes;
+        while (begin < end && !seen.meets(end / kQueryLanes - 1, first, first + count))
+            end -= kQueryLanes;
+        end = std::min(end, q.rows);
+        if (begin < end)
+            multiply(count, width, end - begin,
+                     stored_left(scores + first * kBlockQueries + begin, kBlockQueries),
+                     {rows + begin * nr, q.rows * nr, nr}, gradient + first * width, width,
+                     Into::add);
+    }
+}
+
+/// d_v += p^T d_out and d_k += d_z^T q (keys, padded dim); d_q (dim, 64) += k^T d_z. Where some do
+/// not see each other, which `hidden` says, see(query, key) of the block tells who does: what is
+/// infinite or NaN then stays apart from the zeros that stand for what is not seen.
+template <class W, class See>
 void add_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const KeyBlock<W>& k, W* d_k,
-                   W* d_v, W* d_q, bool hidden, const Seen& seen) {
+                   W* d_v, W* d_q, const PartKeys& keys, bool hidden, const See& see) {
     const std::int64_t width = pad_width(q.dim), mr = panel_shape<W>().rows,
                        nr = panel_shape<W>().columns;
     if (!hidden ||
         (all_finite(q.q_rows, q.rows * width) && all_finite(q.d_out_rows, q.rows * width) &&
          all_finite(k.k_columns, left_values<W>(k.dim, k.keys)))) {
-        multiply(k.keys, width, q.rows, stored_left(s.p, kBlockQueries),
-                 packed_right(q.d_out_rows, q.rows), d_v, width, Into::add);
-        multiply(k.keys, width, q.rows, stored_left(s.d_z, kBlockQueries),
-                 packed_right(q.q_rows, q.rows), d_k, width, Into::add);
-        multiply(q.dim, kBlockQueries, k.keys, packed_left(k.k_columns, k.keys),
-                 stored_right(s.d_z, kBlockQueries), d_q, kBlockQueries, Into::add);
+        add_to_keys(d_v, s.p, q.d_out_rows, q, k.keys, keys);
+        add_to_keys(d_k, s.d_z, q.q_rows, q, k.keys, keys);
+        for (std::int64_t part = 0; part < kParts; ++part) {
+            const std::int64_t column = part * kQueryLanes, from = keys.from[part];
+            if (from < keys.to[part])
+                multiply(q.dim, kQueryLanes, keys.to[part] - from,
+                         packed_left(k.k_columns, k.keys, 0, from),
+                         stored_right(s.d_z + from * kBlockQueries + column, kBlockQueries),
+                         d_q + column, kBlockQueries, Into::add);
+        }
         return;
     }
     for (std::int64_t c = 0; c < q.dim; ++c) {
@@ -115,7 +168,7 @@ void add_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const KeyBlo
         for (std::int64_t j = 0; j < k.keys; ++j) {
             W to_k = 0, to_v = 0;
             for (std::int64_t r = 0; r < q.rows; ++r) {
-                if (!seen(r, j)) continue;
+                if (!see(r, j)) continue;
                 const std::int64_t at = j * kBlockQueries + r;
                 to_v = std::fma(s.p[at], d_out_column[r * nr], to_v);
                 to_k = std::fma(s.d_z[at], q_column[r * nr], to_k);

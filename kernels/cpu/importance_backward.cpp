@@ -152,13 +152,27 @@ struct ChunkWork {
     }
     void add_block(const QueryBlock<W>& q, const KeyBlock<W>& block, const SeenKeys<W>& seen,
                    std::int64_t row, W* d_k, W* d_v, W* d_gate, W* d_q) const {
-        const BlockScores<W> s = block_scores(q, block);
+        PartKeys keys{.from = {}, .to = {}};
+        for (std::int64_t part = 0; part < kParts; ++part) {
+            const std::int64_t first = row + part * kQueryLanes;  // the oldest key of its window
+            const std::int64_t last = std::min(row + q.rows, first + kQueryLanes);
+            const std::int64_t begin = seen.token[0];
+            if (first >= last) continue;
+            keys.from[part] = seen.far ? 0
+                                       : std::clamp<std::int64_t>(first - a.rule.window + 1 - begin,
+                                                                  0, block.keys);
+            keys.to[part] =
+                seen.far ? block.keys
+                         : std::clamp<std::int64_t>(last - begin, keys.from[part], block.keys);
+        }
+        const BlockScores<W> s = block_scores(q, block, keys);
         const auto t = static_cast<std::int32_t>(row);
         const bool hidden = to_gradients(s, q, seen, block.keys, t, inverse_window,
                                          a.gate.empty() ? nullptr : d_gate);
-        add_gradients(s, q, block, d_k, d_v, d_q, hidden, [&](std::int64_t r, std::int64_t j) {
-            return sees(seen, j, t + static_cast<std::int32_t>(r));
-        });
+        add_gradients(s, q, block, d_k, d_v, d_q, keys, hidden,
+                      [&](std::int64_t r, std::int64_t j) {
+                          return sees(seen, j, t + static_cast<std::int32_t>(r));
+                      });
     }
     /// One head's queries [row, row + rows).
     void head_block(std::int64_t h, std::int64_t row, std::int64_t rows) const {
