@@ -78,22 +78,29 @@ MetricsFiles::MetricsFiles(std::string run_dir, std::int64_t step) : run_dir_(st
 
 void MetricsFiles::write_step(const StepRecord& r) {
     if (run_dir_.empty()) return;
-    append_line(run_dir_ + "/metrics.jsonl", {{"v", 1},
-                                              {"step", r.step},
-                                              {"tokens", r.tokens},
-                                              {"stage", r.stage},
-                                              {"loss", finite(r.loss)},
-                                              {"grad_norm", finite(r.grad_norm)},
-                                              {"lr", r.lr},
-                                              {"tok_s", r.tokens_per_s},
-                                              {"step_ms", r.step_ms},
-                                              {"data_ms", r.data_ms},
-                                              {"comm_ms", r.comm_ms},
-                                              {"hidden_comm_ms", r.hidden_comm_ms},
-                                              {"valid_tokens", r.valid_tokens},
-                                              {"mem_peak_b", r.mem_peak_bytes},
-                                              {"skipped", r.skipped ? 1 : 0},
-                                              {"time", utc_now()}});
+    ordered_json line{{"v", 1},
+                      {"step", r.step},
+                      {"tokens", r.tokens},
+                      {"stage", r.stage},
+                      {"loss", finite(r.loss)},
+                      {"grad_norm", finite(r.grad_norm)},
+                      {"lr", r.lr},
+                      {"tok_s", r.tokens_per_s},
+                      {"step_ms", r.step_ms},
+                      {"data_ms", r.data_ms},
+                      {"comm_ms", r.comm_ms},
+                      {"hidden_comm_ms", r.hidden_comm_ms},
+                      {"valid_tokens", r.valid_tokens},
+                      {"mem_peak_b", r.mem_peak_bytes},
+                      {"skipped", r.skipped ? 1 : 0},
+                      {"time", utc_now()}};
+    for (const LayerSelection& l : r.selection)
+        line["selection"].push_back({{"layer", l.layer},
+                                     {"selected", l.statistics.selected},
+                                     {"entropy", finite(l.statistics.entropy)},
+                                     {"mean_age_tokens", finite(l.statistics.mean_age_tokens)},
+                                     {"dead_share", finite(l.statistics.dead_share)}});
+    append_line(run_dir_ + "/metrics.jsonl", line);
 }
 
 void MetricsFiles::write_event(const std::string& event, std::int64_t step,

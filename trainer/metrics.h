@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "trainer/evaluate.h"
+#include "trainer/selection.h"
 
 namespace stoa {
 
@@ -20,6 +21,7 @@ struct StepRecord {
     double tokens_per_s = 0.0;
     std::int64_t valid_tokens = 0, mem_peak_bytes = 0;
     bool skipped = false;
+    std::vector<LayerSelection> selection;  // of logged steps
 };
 
 class MetricsFiles {

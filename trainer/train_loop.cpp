@@ -322,6 +322,7 @@ ExitCode train_loop(TrainRun& run) {
         const bool switched = run.curriculum.stage_begin_step == step && !finished;
         const bool leaving = result.stop != StopRequest::none;
         if (leaving) set_phase(Phase::drain);
+        const bool logs = step % config.log.every_steps == 0 || finished || switched;
         const StepRecord record{
             .step = step,
             .tokens = run.curriculum.tokens,
@@ -336,15 +337,16 @@ ExitCode train_loop(TrainRun& run) {
             .tokens_per_s = static_cast<double>(config.batch.global_batch * stage.seq_len) / step_s,
             .valid_tokens = result.valid_tokens,
             .mem_peak_bytes = peak_memory_bytes(),
-            .skipped = result.skipped};
+            .skipped = result.skipped,
+            .selection = logs && mesh.world.rank() == 0 ? layer_selections(run.state)
+                                                        : std::vector<LayerSelection>{}};
         on_rank_0(mesh, "write records", [&] {
             files.write_step(record);
             if (result.skipped)
                 files.write_event("skip", step, skip_details(result, config, step - 1));
             for (const Transition& t : result.transitions)
                 files.write_event("precision", step, {{"transition", to_text(t)}});
-            if (step % config.log.every_steps == 0 || finished || switched || leaving ||
-                result.skipped)
+            if (logs || leaving || result.skipped)
                 show_progress(progress_line(record, steps, seconds_per_step),
                               finished || switched || leaving || result.skipped);
         });

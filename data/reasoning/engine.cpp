@@ -62,6 +62,23 @@ const std::vector<ReasoningFamily>& reasoning_families() {
          guarded<verify_word_problem>, check_word_problem},
         {"calendar", "a date some days later", generate_calendar, guarded<verify_calendar>,
          check_calendar},
+        // The answers of these lie far behind, the further the higher the difficulty.
+        {"associative_recall", "numbers by their words, several at a time",
+         generate_associative_recall, guarded<verify_recall>, check_recall},
+        {"selective_copy", "the numbers of a text without what is between", generate_selective_copy,
+         guarded<verify_selective_copy>, check_selective_copy},
+        {"induction", "what followed a word before", generate_induction, guarded<verify_induction>,
+         check_induction},
+        {"needle", "one code in a long text", generate_needle, guarded<verify_recall>,
+         check_recall},
+        {"multi_needle", "numbers in a long text, by two words that others share",
+         generate_multi_needle, guarded<verify_recall>, check_recall},
+        {"variable_tracking", "names assigned from names, back to a number",
+         generate_variable_tracking, guarded<verify_variable_tracking>, check_variable_tracking},
+        {"far_arithmetic", "a sum over premises given long before", generate_far_arithmetic,
+         guarded<verify_far_arithmetic>, check_far_arithmetic},
+        {"far_code", "calls of functions defined long before", generate_far_code,
+         guarded<verify_far_code>, check_far_code},
     };
     return table;
 }

@@ -14,12 +14,10 @@ using namespace stoa::test;
 
 namespace {
 
-constexpr std::int64_t kLen = 96;
-
-TrainState make_state(const AttentionConfig& attention, Recipe recipe) {
+TrainState make_state(const AttentionConfig& attention, Recipe recipe, std::int64_t seq_len = 96) {
     RunConfig c = tiny_config({.recipe = recipe,
                                .whole_blocks = recipe != Recipe::fp32,
-                               .seq_len = kLen,
+                               .seq_len = seq_len,
                                .attention = attention},
                               1, 1);
     c.model.init_std = 0.3;  // far from indifferent
@@ -37,11 +35,13 @@ std::vector<TokenId> random_text(std::uint64_t seed, std::int64_t n) {
 
 // The best next token after `text` by one pass of the training forward over all of it.
 TokenId next_by_training_forward(TrainState& s, const std::vector<TokenId>& text) {
-    MicroBatch mb{.batch = 1, .seq_len = kLen};
+    const std::int64_t seq_len = s.config.stages[0].seq_len;
+    const auto n = static_cast<std::size_t>(seq_len);
+    MicroBatch mb{.batch = 1, .seq_len = seq_len};
     mb.tokens.assign(text.begin(), text.end());
-    mb.tokens.resize(kLen, 0);
-    mb.targets.assign(kLen, -1);
-    mb.key_begin.assign(kLen, 0);
+    mb.tokens.resize(n, 0);
+    mb.targets.assign(n, -1);
+    mb.key_begin.assign(n, 0);
     load_micro_batch(s, mb);
     model_forward(s, Mesh{}, Exec{});
     const std::int64_t last = std::ssize(text) - 1;
@@ -90,6 +90,37 @@ TEST_CASE("decoding says what the training forward would, for every kind of atte
         }
     }
     CHECK(seen.size() > 5);  // not one word over and over
+}
+
+TEST_CASE("a prompt that is taken in parts is one text", "[decode]") {
+    const auto layers = GENERATE(as<std::string>(), "TPW", "DDD");
+    TrainState s = make_state(wide_attention(layers), Recipe::fp32, 4200);
+    const std::vector<std::vector<TokenId>> prompts = {random_text(1, 4100), random_text(2, 7),
+                                                       random_text(3, 2049)};
+    const auto out = generate_greedy(s, prompts, 2, /*stop=*/-1, Mesh{}, Exec{});
+    for (std::size_t p = 0; p < prompts.size(); ++p) {
+        std::vector<TokenId> text = prompts[p];
+        CAPTURE(layers, p);
+        CHECK(out[p][0] == next_by_training_forward(s, text));
+        text.push_back(out[p][0]);
+        CHECK(out[p][1] == next_by_training_forward(s, text));
+    }
+}
+
+TEST_CASE("texts that grow by unequal parts are each one text", "[decode]") {
+    TrainState s = make_state(wide_attention("TPD"), Recipe::fp32);
+    const std::vector<TokenId> a = random_text(1, 50), b = random_text(2, 33);
+    Decoder d = make_decoder(s, 2, 96);
+    const auto part = [](const std::vector<TokenId>& text, std::ptrdiff_t from, std::ptrdiff_t to) {
+        return std::vector<TokenId>(text.begin() + from, text.begin() + to);
+    };
+    feed(s, d, {part(a, 0, 17), part(b, 0, 1)}, Mesh{}, Exec{});
+    feed(s, d, {{}, part(b, 1, 30)}, Mesh{}, Exec{});
+    feed(s, d, {part(a, 17, 18), {}}, Mesh{}, Exec{});
+    const auto next = feed(s, d, {part(a, 18, 50), part(b, 30, 33)}, Mesh{}, Exec{});
+    CHECK(d.length == std::vector<std::int64_t>{50, 33});
+    CHECK(next[0] == next_by_training_forward(s, a));
+    CHECK(next[1] == next_by_training_forward(s, b));
 }
 
 TEST_CASE("the cache of a window does not grow, that of a tree does", "[decode]") {

@@ -1,6 +1,5 @@
 #include <xxhash.h>
 
-#include "tests/support/catch.h"
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -8,6 +7,7 @@
 #include "data/reasoning/engine.h"
 #include "data/reasoning/exact.h"
 #include "kernels/core/error.h"
+#include "tests/support/catch.h"
 #include "tests/support/reasoning_mutations.h"
 
 using namespace stoa;
@@ -154,6 +154,62 @@ TEST_CASE("verifiers on answers chosen by hand", "[reasoning]") {
     CHECK(accepts("calendar", "What date is 2 days after 1900-02-28?", "1900-03-02"));
     for (const char* wrong : {"2024-02-30", "2024-3-1", "2024-03-1", "2024-03-02"})
         CHECK_FALSE(accepts("calendar", "What date is 2 days after 2024-02-28?", wrong));
+}
+
+TEST_CASE("verifiers of far answers on answers chosen by hand", "[reasoning]") {
+    const char* note = "Note: birch is 38; the sky is clear; amber is 417. Recall birch, amber.";
+    for (const char* family : {"associative_recall", "needle", "multi_needle"}) {
+        CHECK(accepts(family, note, " 417 "));
+        for (const char* wrong : {"38", "41", "4 17", "amber is 417", "0417", ""})
+            CHECK_FALSE(accepts(family, note, wrong));
+    }
+    CHECK(accepts("needle", "Note: the code is 0417. Recall the code.", "0417"));
+    CHECK_FALSE(accepts("needle", "Note: the code is 0417. Recall the code.", "417"));
+    for (const char* unclear :
+         {"Note: birch is 417; birch is 417. Recall birch.", "Note: birch is 417. Recall amber.",
+          "Note: the birch is 417. Recall birch.", "Note: birch is wet. Recall birch.",
+          "Note: birch is 417. Recall ."})
+        CHECK_FALSE(accepts("associative_recall", unclear, "417"));
+
+    const char* copy = "Copy the numbers from: the sky is clear; 41; the lake is frozen; 7.";
+    CHECK(accepts("selective_copy", copy, "41, 7"));
+    CHECK(accepts("selective_copy", copy, "41,7"));
+    for (const char* wrong : {"7, 41", "41", "41, 7, 7", "41 7", "417", "41, 7,"})
+        CHECK_FALSE(accepts("selective_copy", copy, wrong));
+
+    const char* text =
+        "Text: elm; birch; amber; birch; cedar; dune; elm. Go on after cedar with 2 "
+        "words each.";
+    CHECK(accepts("induction", text, "dune, elm"));
+    for (const char* wrong : {"dune", "elm, dune", "dune, elm, elm", "dune elm", "dune, birch"})
+        CHECK_FALSE(accepts("induction", text, wrong));
+    CHECK_FALSE(accepts("induction", "Text: elm; amber; elm. Go on after elm with 1 words each.",
+                        "amber"));  // read twice
+
+    const char* chain =
+        "Program: let k = 17; the sky is clear; let m = k; let q = m; let p = 9. "
+        "What is p, q?";
+    CHECK(accepts("variable_tracking", chain, "17"));
+    for (const char* wrong : {"9", "m", "k", "-17"})
+        CHECK_FALSE(accepts("variable_tracking", chain, wrong));
+    CHECK_FALSE(accepts("variable_tracking", "Program: let k = m; let m = k. What is k?", "17"));
+
+    const char* given = "Given: a = 17; c = 4; the bread is warm; k = 30. What is a - k + c?";
+    CHECK(accepts("far_arithmetic", given, "-9"));
+    for (const char* wrong : {"9", "51", "-17", "17 - 30 + 4"})
+        CHECK_FALSE(accepts("far_arithmetic", given, wrong));
+    CHECK_FALSE(accepts("far_arithmetic", "Given: a = 17. What is a + b?", "17"));
+
+    const char* code =
+        "Code: const int k1 = 7; int f1(int n) { return n * 3 + k1; } bool empty3(int size) { "
+        "return size == 0; } int f2(int n) { return f1(n) - 2; } What do the calls f1(9), f2(4) "
+        "return?";
+    CHECK(accepts("far_code", code, "17"));  // 4 * 3 + 7 - 2
+    for (const char* wrong : {"34", "19", "f1(4) - 2", "-17"})
+        CHECK_FALSE(accepts("far_code", code, wrong));
+    CHECK_FALSE(accepts("far_code",
+                        "Code: int f1(int n) { return f1(n) + 1; } What do the calls f1(1) return?",
+                        "1"));
 }
 
 TEST_CASE("exact arithmetic refuses to wrap", "[reasoning]") {
@@ -342,13 +398,27 @@ TEST_CASE("verify_sample refuses what is not a sample", "[reasoning]") {
 // A change of a stream changes what every earlier run was trained on: it must be meant.
 TEST_CASE("the streams are the ones that were published", "[reasoning]") {
     const std::map<std::string, std::uint64_t> golden = {
-        {"chain_sum", 0xa1c7ff874a572e7b},     {"linear_equation", 0xb1f0e15d6b022e80},
-        {"compare_sort", 0xeed147c0a887ce9c},  {"polynomial_shift", 0x34f70dc0d0001a7d},
-        {"gcd", 0x4af38369dc83e633},           {"base_conversion", 0xbd4c88d71660736a},
-        {"modular_power", 0x1ac03c81d0432e8e}, {"boolean_evaluation", 0x9fe1e8f6628f9b31},
-        {"fraction_sum", 0xa6794aea7286d43e},  {"long_multiplication", 0x29e71d1e078df11},
-        {"program_trace", 0xc2bb2529a08cd553}, {"word_problem", 0xf4e0c8c7f25bd0d1},
+        {"chain_sum", 0xa1c7ff874a572e7b},
+        {"linear_equation", 0xb1f0e15d6b022e80},
+        {"compare_sort", 0xeed147c0a887ce9c},
+        {"polynomial_shift", 0x34f70dc0d0001a7d},
+        {"gcd", 0x4af38369dc83e633},
+        {"base_conversion", 0xbd4c88d71660736a},
+        {"modular_power", 0x1ac03c81d0432e8e},
+        {"boolean_evaluation", 0x9fe1e8f6628f9b31},
+        {"fraction_sum", 0xa6794aea7286d43e},
+        {"long_multiplication", 0x29e71d1e078df11},
+        {"program_trace", 0xc2bb2529a08cd553},
+        {"word_problem", 0xf4e0c8c7f25bd0d1},
         {"calendar", 0x964b34199e727a8f},
+        {"associative_recall", 0x995cf6eb07c1021a},
+        {"selective_copy", 0x6eae97dbb33ba475},
+        {"induction", 0x764b172bcaab6dc2},
+        {"needle", 0x28d7ee1d675c5be6},
+        {"multi_needle", 0x99f3cd9739a54e07},
+        {"variable_tracking", 0x219e606eced99e96},
+        {"far_arithmetic", 0xefc03df6a276385c},
+        {"far_code", 0x7983dcb9ea2b7133},
     };
     for (const ReasoningFamily& family : reasoning_families()) {
         std::string all;

@@ -5,11 +5,11 @@
 #include <tuple>
 
 #include "kernels/core/arena.h"
+#include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
 #include "parallel/collectives.h"
-#include "trainer/inference/kv_cache.h"
 #include "trainer/model/block.h"
 #include "trainer/model/dp_traffic.h"
 
@@ -19,12 +19,6 @@ namespace {
 constexpr std::size_t kBatch = 64;       // prompts decoded side by side
 constexpr std::int64_t kPrefill = 2048;  // tokens of each that go through the model at once
 
-// Working memory for (batch, q_len) queries; the blocks share one BlockSaved.
-struct Workspace {
-    LocalDims dims;  // rows are few: nobody shares them out
-    Buffer memory;
-    Activations acts;
-};
 Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q_len) {
     LocalDims dims = s.dims;
     for (Recompute& r : dims.recompute)
@@ -38,25 +32,27 @@ Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q
     return w;
 }
 
-// What goes through the model at once: of each prompt, `rows` more tokens from `begin` on.
+// What goes through the model at once: rows[b] tokens of each text, from `begin` on; they become
+// tokens length[b], length[b] + 1, ... of its sequence.
 struct Part {
-    std::vector<std::int64_t> begin, rows;
+    const std::vector<std::vector<TokenId>>& texts;
+    std::int64_t begin;
+    std::vector<std::int64_t> rows, length;
 };
-void load_part(const Workspace& w, const std::vector<std::vector<TokenId>>& texts,
-               const Part& part) {
+void load_part(const Workspace& w, const Part& part) {
     const std::int64_t q_len = w.acts.seq_len;
     const auto tokens = w.acts.tokens.as<std::int32_t>(),
                positions = w.acts.positions.as<std::int32_t>(),
                key_begin = w.acts.key_begin.as<std::int32_t>(),
                key_end = w.acts.key_end.as<std::int32_t>();
-    for (std::size_t b = 0; b < texts.size(); ++b)
+    for (std::size_t b = 0; b < part.texts.size(); ++b)
         for (std::int64_t t = 0; t < q_len; ++t) {
             const std::size_t at =
                 b * static_cast<std::size_t>(q_len) + static_cast<std::size_t>(t);
-            // Padding lies behind the text, where it is overwritten or at the very end.
-            const std::int64_t position = part.begin[b] + t;
-            tokens[at] = t < part.rows[b] ? texts[b][static_cast<std::size_t>(position)] : 0;
-            positions[at] = static_cast<std::int32_t>(position);
+            const auto source = static_cast<std::size_t>(part.begin + t);
+            const std::int64_t last = std::max<std::int64_t>(0, part.rows[b] - 1);
+            tokens[at] = t < part.rows[b] ? part.texts[b][source] : 0;
+            positions[at] = static_cast<std::int32_t>(part.length[b] + std::min(t, last));
             key_begin[at] = 0;
             key_end[at] = positions[at] + 1;
         }
@@ -89,11 +85,10 @@ void trunk_forward(TrainState& s, const Workspace& space, KvCache& cache, const 
 }
 
 // The hidden row of the last token of each text that ends in this part.
-void keep_last(const Tensor& hidden, const Activations& a,
-               const std::vector<std::vector<TokenId>>& texts, const Part& part) {
+void keep_last(const Tensor& hidden, const Activations& a, const Part& part) {
     const std::int64_t row_bytes = hidden.view.cols() * size_of(hidden.view.dtype);
-    for (std::size_t b = 0; b < texts.size(); ++b) {
-        if (part.rows[b] == 0 || part.begin[b] + part.rows[b] != std::ssize(texts[b])) continue;
+    for (std::size_t b = 0; b < part.texts.size(); ++b) {
+        if (part.rows[b] == 0 || part.begin + part.rows[b] != std::ssize(part.texts[b])) continue;
         const auto entry = static_cast<std::int64_t>(b);
         std::copy_n(a.x.back().data + (entry * a.seq_len + part.rows[b] - 1) * row_bytes, row_bytes,
                     hidden.view.data + entry * row_bytes);
@@ -156,67 +151,62 @@ void pass_for_others(TrainState& s, const Mesh& mesh, const Exec& exec) {
         take_part_in_forward(s.model, mesh, exec);
 }
 
-// Prompts side by side, padded on the right, a part of the tokens at a time. The next token of
-// each.
-std::vector<TokenId> prefill(TrainState& s, const std::vector<std::vector<TokenId>>& texts,
-                             KvCache& cache, const Mesh& mesh, const Exec& exec) {
-    const auto batch = std::ssize(texts);
-    std::int64_t longest = 0;
-    for (const auto& t : texts)
-        longest = std::max(longest, static_cast<std::int64_t>(t.size()));
-    const Tensor hidden({batch, s.dims.d_model}, s.dims.formats.residual);
-    Part part{std::vector<std::int64_t>(texts.size()), std::vector<std::int64_t>(texts.size())};
-    for (std::int64_t begin = 0; begin < longest; begin += kPrefill) {
-        const std::int64_t q_len = std::min(kPrefill, longest - begin);
-        const Workspace w = make_workspace(s, batch, q_len);
-        for (std::size_t b = 0; b < texts.size(); ++b) {
-            part.begin[b] = begin;
-            part.rows[b] = std::clamp<std::int64_t>(std::ssize(texts[b]) - begin, 0, q_len);
-        }
-        load_part(w, texts, part);
-        if (begin > 0) another_pass(s, true, mesh);
-        trunk_forward(s, w, cache, part, mesh, exec);
-        keep_last(hidden, w.acts, texts, part);
-    }
-    return pick_tokens(s, hidden, mesh.tp, exec);
-}
-
 std::vector<std::vector<TokenId>> generate_batch(TrainState& s,
                                                  std::span<const std::vector<TokenId>> prompts,
                                                  std::int64_t max_new_tokens, TokenId stop,
                                                  const Mesh& mesh, const Exec& exec) {
-    const auto batch = static_cast<std::int64_t>(prompts.size());
     std::int64_t longest = 0;
     for (const auto& p : prompts)
         longest = std::max(longest, static_cast<std::int64_t>(p.size()));
-    KvCache cache = make_kv_cache(s, batch, longest + max_new_tokens);
-    std::vector<std::vector<TokenId>> texts(prompts.begin(), prompts.end());
-    std::vector<TokenId> next = prefill(s, texts, cache, mesh, exec);
-
-    const Workspace w = make_workspace(s, batch, 1);
-    const Tensor hidden({batch, s.dims.d_model}, s.dims.formats.residual);
-    Part part{std::vector<std::int64_t>(texts.size()), std::vector<std::int64_t>(texts.size(), 1)};
-    std::vector<std::vector<TokenId>> out(prompts.size());
+    Decoder decoder = make_decoder(s, std::ssize(prompts), longest + max_new_tokens);
+    std::vector<std::vector<TokenId>> more(prompts.begin(), prompts.end()), out(prompts.size());
     std::vector<bool> done(prompts.size());
     for (std::int64_t n = 0; n < max_new_tokens; ++n) {
+        if (n > 0) another_pass(s, true, mesh);
+        const std::vector<TokenId> next = feed(s, decoder, more, mesh, exec);
         for (std::size_t b = 0; b < next.size(); ++b) {
             if (next[b] == stop) done[b] = true;
             if (!done[b]) out[b].push_back(next[b]);
-            part.begin[b] = std::ssize(texts[b]);
-            texts[b].push_back(next[b]);
+            more[b] = {next[b]};
         }
-        if (std::ranges::find(done, false) == done.end() || n + 1 == max_new_tokens) break;
-        another_pass(s, true, mesh);
-        load_part(w, texts, part);
-        trunk_forward(s, w, cache, part, mesh, exec);
-        keep_last(hidden, w.acts, texts, part);
-        next = pick_tokens(s, hidden, mesh.tp, exec);
+        if (std::ranges::find(done, false) == done.end()) break;
     }
     pass_for_others(s, mesh, exec);
     return out;
 }
 
 }  // namespace
+
+Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity) {
+    return {.cache = make_kv_cache(s, batch, capacity),
+            .length = std::vector<std::int64_t>(static_cast<std::size_t>(batch)),
+            .one_token = make_workspace(s, batch, 1)};
+}
+
+std::vector<TokenId> feed(TrainState& s, Decoder& d, const std::vector<std::vector<TokenId>>& texts,
+                          const Mesh& mesh, const Exec& exec) {
+    std::int64_t longest = 1;
+    for (const auto& t : texts)
+        longest = std::max(longest, static_cast<std::int64_t>(t.size()));
+    const Tensor hidden({std::ssize(texts), s.dims.d_model}, s.dims.formats.residual);
+    zero(hidden, exec);
+    for (std::int64_t begin = 0; begin < longest; begin += kPrefill) {
+        const std::int64_t q_len = std::min(kPrefill, longest - begin);
+        Workspace parts;
+        if (q_len > 1) parts = make_workspace(s, std::ssize(texts), q_len);
+        const Workspace& w = q_len > 1 ? parts : d.one_token;
+        Part part{.texts = texts, .begin = begin, .rows = {}, .length = d.length};
+        for (const auto& t : texts)
+            part.rows.push_back(std::clamp<std::int64_t>(std::ssize(t) - begin, 0, q_len));
+        load_part(w, part);
+        if (begin > 0) another_pass(s, true, mesh);
+        trunk_forward(s, w, d.cache, part, mesh, exec);
+        keep_last(hidden, w.acts, part);
+        for (std::size_t b = 0; b < texts.size(); ++b)
+            d.length[b] += part.rows[b];
+    }
+    return pick_tokens(s, hidden, mesh.tp, exec);
+}
 
 std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
                                                   const std::vector<std::vector<TokenId>>& prompts,

@@ -6,14 +6,37 @@
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/exec.h"
 #include "parallel/mesh.h"
+#include "trainer/inference/kv_cache.h"
 #include "trainer/model/transformer.h"
 
 namespace stoa {
 
+/// Working memory of a pass over (batch, tokens); the blocks share one BlockSaved.
+struct Workspace {
+    LocalDims dims;  // rows are few: nobody shares them out
+    Buffer memory;
+    Activations acts;
+};
+
+/// Texts that grow side by side.
+struct Decoder {
+    KvCache cache;
+    std::vector<std::int64_t> length;  // of each, in tokens
+    Workspace one_token;
+};
+Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity);
+
+/// Appends texts[b] to text b, in parts of 2,048 tokens, and says the best next token of each (ties
+/// go to the smaller id); of a text to which nothing is appended it says nothing of use.
+/// comm: per part as model_forward, then all_reduce(tp, max) and all_reduce(tp, min) over (batch);
+/// with zero: 3 one all_reduce(dp) per part but the first     errors: ShapeError past the capacity
+std::vector<TokenId> feed(TrainState& s, Decoder& decoder,
+                          const std::vector<std::vector<TokenId>>& texts, const Mesh& mesh,
+                          const Exec& exec);
+
 /// Continues every prompt greedily (ties go to the smaller id) until `stop` or `max_new_tokens`;
 /// the stop token is not part of the result. All ranks of tp pass the same prompts, those
-/// of dp any. comm: per token as model_forward, then all_reduce(tp, max) and all_reduce(tp, min)
-/// over (batch); with zero: 3 one all_reduce(dp) per token     errors:
+/// of dp any. comm: per token as feed; with zero: 3 one all_reduce(dp) per token     errors:
 /// ConfigError when prompt + max_new_tokens exceeds the longest sequence of the run
 std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
                                                   const std::vector<std::vector<TokenId>>& prompts,

@@ -8,15 +8,18 @@
 namespace stoa {
 namespace {
 
-// Row (b, t) of `rows` goes to position positions[b, t] of batch entry b.
-void store(const Tensor& cache, ConstTensorView rows, ConstTensorView positions,
-           std::int64_t q_len) {
+// Row (b, t) of `rows` goes to position positions[b, t] of batch entry b, unless it is padding.
+void store(const Tensor& cache, ConstTensorView rows, const Activations& a,
+           const std::vector<std::int64_t>& valid) {
     const std::int64_t capacity = cache.view.shape[1];
     const std::int64_t row_bytes = rows.cols() * size_of(rows.dtype);
+    const auto positions = a.positions.as<std::int32_t>();
     for (std::int64_t r = 0; r < rows.rows(); ++r) {
-        const std::int64_t at =
-            (r / q_len) * capacity + positions.as<std::int32_t>()[static_cast<std::size_t>(r)];
-        std::copy_n(rows.data + r * row_bytes, row_bytes, cache.view.data + at * row_bytes);
+        const std::int64_t b = r / a.seq_len, at = positions[static_cast<std::size_t>(r)];
+        if (r % a.seq_len >= valid[static_cast<std::size_t>(b)]) continue;
+        require(at < capacity, "kv_cache: position", "below the capacity", std::to_string(at));
+        std::copy_n(rows.data + r * row_bytes, row_bytes,
+                    cache.view.data + (b * capacity + at) * row_bytes);
     }
 }
 
@@ -99,8 +102,8 @@ void cache_attend(LayerCache& cache, const BlockContext& c, const BlockWeights& 
                   const BlockSaved& s, const std::vector<std::int64_t>& rows) {
     const Activations& a = c.acts;
     if (!cache.k.view.empty()) {
-        store(cache.k, s.k, a.positions, a.seq_len);
-        store(cache.v, s.v, a.positions, a.seq_len);
+        store(cache.k, s.k, a, rows);
+        store(cache.v, s.v, a, rows);
         return attend_forward(c, w, s, cache.k, cache.v);
     }
     for (std::size_t b = 0; b < rows.size(); ++b) {

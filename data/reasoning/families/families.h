@@ -68,6 +68,32 @@ void generate_calendar(std::int64_t difficulty, Draws& draws, ReasoningSample& s
 bool verify_calendar(Text question, Text answer, std::string& why);
 bool check_calendar(const ReasoningSample& sample, std::string& why);
 
+void generate_associative_recall(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+void generate_needle(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+void generate_multi_needle(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_recall(Text question, Text answer, std::string& why);  // of the three
+bool check_recall(const ReasoningSample& sample, std::string& why);
+
+void generate_selective_copy(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_selective_copy(Text question, Text answer, std::string& why);
+bool check_selective_copy(const ReasoningSample& sample, std::string& why);
+
+void generate_induction(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_induction(Text question, Text answer, std::string& why);
+bool check_induction(const ReasoningSample& sample, std::string& why);
+
+void generate_variable_tracking(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_variable_tracking(Text question, Text answer, std::string& why);
+bool check_variable_tracking(const ReasoningSample& sample, std::string& why);
+
+void generate_far_arithmetic(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_far_arithmetic(Text question, Text answer, std::string& why);
+bool check_far_arithmetic(const ReasoningSample& sample, std::string& why);
+
+void generate_far_code(std::int64_t difficulty, Draws& draws, ReasoningSample& sample);
+bool verify_far_code(Text question, Text answer, std::string& why);
+bool check_far_code(const ReasoningSample& sample, std::string& why);
+
 // Shared by the families.
 
 /// why = reason; returns false, so that a refusal is one line.
