@@ -53,7 +53,9 @@ void tree_attention_forward(const TreeAttentionArgs& args, const Exec& exec);
 ///   d_k_s += sigma_s A;  d_v_s += sigma_s E;  d_gate_s += sigma_s (k_s A + v_s E + C)
 /// The selection is a constant. d_sink (batch, len, n_heads) Wide is each query's part of the
 /// gradient towards the sink logit, -exp(sink_logit - lse_t) delta_t with delta_t = d_out_t out_t:
-/// whoever sums it over tokens chooses the order. Writes (not adds). Queries in order, per kv head.
+/// whoever sums it over tokens chooses the order. Writes (not adds). Sums over queries go in their
+/// order, over the heads of a group within each. Working memory: some 5 Wide values per channel of
+/// k as above, and 4 bytes per element of the selection.
 struct TreeAttentionBackwardArgs {
     TensorView d_q, d_k, d_v, d_gate, d_sink;
     ConstTensorView d_out, out, lse, selection, q, k, v, key_begin, gate, sink_logit;

@@ -53,6 +53,7 @@ void prefetch_query(const TreeBackward<W>& b, std::int64_t t, std::int64_t level
     __builtin_prefetch(b.lse + t * b.group);
     __builtin_prefetch(b.delta + t * b.group);
     __builtin_prefetch(b.selected(t, level));
+    __builtin_prefetch(b.selected(t, level) + b.slots - 1);
 }
 
 /// A row in W and whole lanes: where it lies, if it is that there, else in `room`.
@@ -145,6 +146,7 @@ void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sum
 template <class W>
 void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
     struct BiasTag;
+    struct DropTag;
     const KeyTree<W>& tree = b.tree;
     const TreeRule& rule = tree.rule;
     const LevelGradient<W>& level = b.level[static_cast<std::size_t>(id.level)];
@@ -153,6 +155,7 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
     const std::int64_t present = std::min(f, nodes - first);
     Batch<W> batch = place_batch(b, lanes);
     W* const bias = scratch<BiasTag, W>(lanes);
+    auto* const drop = scratch<DropTag, std::int32_t>(lanes + 1);
     std::fill_n(bias, lanes, W{0});
     std::copy_n(tree.levels[static_cast<std::size_t>(id.level)].log_mass + first, present, bias);
     // At the edge of their far leaves: the queries to which the parent is not yet complete.
@@ -189,15 +192,21 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
                     p[j] = fast_exp(b.scale * p[j] + bias[j] - lse);
                     z[j] = p[j] * (z[j] - delta);
                 });
-                const auto drop = [&](std::int64_t j) { p[j] = z[j] = W{0}; };
+                // What is not complete to the query, or expanded, stands for nothing. Without
+                // branches: which child is expanded is anybody's guess.
                 const std::int64_t far = far_leaves(rule, batch.t[i]);
-                for (std::int64_t j = std::max<std::int64_t>(0, far / span - first); j < present;
-                     ++j)
-                    drop(j);
                 const std::int32_t* const expanded = b.selected(batch.t[i], id.level);
-                for (std::int64_t e = 0; e < b.slots && expanded[e] >= 0; ++e)
-                    if (expanded[e] >= first && expanded[e] < first + present)
-                        drop(expanded[e] - first);
+                for_children(lanes, [&](int j) { drop[j] = 0; });
+                for (std::int64_t e = 0; e < b.slots && expanded[e] >= 0; ++e) {
+                    const auto j = static_cast<std::uint64_t>(expanded[e] - first);
+                    drop[j < static_cast<std::uint64_t>(lanes) ? j : lanes] = 1;
+                }
+                const std::int64_t complete = far / span - first;
+                for_children(lanes, [&](int j) {
+                    const bool stays = drop[j] == 0 && j < complete;
+                    p[j] = stays ? p[j] : W{0};
+                    z[j] = stays ? z[j] : W{0};
+                });
                 for_children(present, [&](int j) { d_log_mass[j] += z[j]; });
             }
             batch.kernels.add_outer(d_v, present, batch.p, lanes, batch.d_out_row, batch.n,
