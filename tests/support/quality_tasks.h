@@ -19,9 +19,10 @@ struct QualityTask {
     std::string name;
     FarTaskKind kind = FarTaskKind::recall;
     FarShape shape;
+    std::int64_t spread = 0;     // fillers between the first fact and the last; 0: as many as fit
     std::int64_t seq_len = 160;  // trained; measured at 1, 2, 4 and 8 times that
-    std::int64_t batch = 16, steps = 600;
-    double lr = 5e-3;
+    std::int64_t batch = 32, steps = 250;
+    double lr = 3e-3;
     std::int64_t window = 16, leaf = 4, fanout = 8, beam = 8;
     bool is_code() const { return shape.facts == 0; }
 };
@@ -33,11 +34,26 @@ struct FarRow {
     FarPhrase query;              // the first
 };
 
+/// The task's shape in rows of seq_len / parts, for the beginning of training: fewer facts, as many
+/// as fit, and questions right behind them.
+inline FarShape far_part(const QualityTask& task, std::int64_t parts) {
+    FarShape s = task.shape;
+    if (parts == 1) return s;
+    s.lead = s.gap = 0;
+    s.facts = std::min(s.facts, std::max<std::int64_t>(1, 2 * s.facts / parts));
+    for (;; --s.facts) {
+        s.queries = std::min(s.queries, s.facts);
+        const std::int64_t size =
+            far_facts_size(task.kind, s) + s.queries * far_query_size(task.kind, s);
+        if (s.facts == 1 || size < task.seq_len / parts) return s;
+    }
+}
+
 /// Facts keep their number at any length; the filler between and behind them grows.
-inline FarRow far_row(const QualityTask& task, std::int64_t seq_len, Draws draws) {
-    FarShape shape = task.shape;
+inline FarRow far_row(const QualityTask& task, FarShape shape, std::int64_t seq_len, Draws draws) {
     shape.fillers = seq_len + 1 - far_facts_size(task.kind, shape) -
                     shape.queries * far_query_size(task.kind, shape);
+    if (task.spread > 0) shape.gap = std::max(shape.gap, shape.fillers - shape.lead - task.spread);
     const FarTask drawn = draw_far_task(task.kind, shape, draws);
     FarRow row;
     std::vector<std::int32_t> symbols, answers;

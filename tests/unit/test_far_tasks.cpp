@@ -144,7 +144,7 @@ TEST_CASE("a row of tokens has its answers as targets", "[reasoning]") {
                                  .kind = FarTaskKind::multi_needle,
                                  .shape = shape_of(FarTaskKind::multi_needle)};
     for (const std::int64_t n : {160, 320}) {
-        const test::FarRow row = test::far_row(task, n, Draws(9, 1));
+        const test::FarRow row = test::far_row(task, task.shape, n, Draws(9, 1));
         CHECK(std::ssize(row.tokens) == n);
         CHECK(std::ssize(row.targets) == n);
         CHECK(std::ranges::count_if(row.targets, [](int t) { return t >= 0; }) == 4);
