@@ -54,7 +54,7 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
 
 TEST_CASE("tree_attention_backward meets central differences of the forward in fp64") {
     const Case s = GENERATE(
-        Case{2, 26, 4, 2, 4, 17, {4, 2, 2, 1, 1}}, Case{1, 75, 2, 1, 2, 1000, {8, 2, 3, 1, 2}},
+        Case{2, 24, 4, 2, 2, 17, {4, 2, 2, 1, 1}}, Case{1, 75, 2, 1, 2, 1000, {8, 2, 3, 1, 2}},
         Case{1, 66, 2, 2, 2, 1000, {4, 4, 2, 2, 0}}, Case{1, 90, 1, 1, 2, 1000, {6, 3, 9, 1, 0}},
         Case{1, 70, 2, 1, 2, 1000, {20, 20, 2, 1, 3}});
     const Inputs in = make_inputs(s, DType::fp64);
@@ -105,10 +105,10 @@ TEST_CASE("tree_attention_backward where all queries choose the same leaf") {
 }
 
 TEST_CASE("tree_attention has the same bits on any instruction set and thread count") {
-    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    const DType dtype = GENERATE(DType::fp32, DType::bf16);
     // A batch of documents, and one that several chunks of queries divide.
-    const Case s = GENERATE(Case{2, 300, 4, 2, 24, 270, {32, 8, 3, 2, 4}},
-                            Case{1, 700, 1, 1, 16, 1000, {32, 4, 4, 3, 0}},
+    const Case s = GENERATE(Case{2, 140, 4, 2, 20, 130, {16, 8, 3, 2, 4}},
+                            Case{1, 400, 1, 1, 16, 1000, {16, 4, 4, 3, 0}},
                             Case{3, 90, 2, 1, 16, 11, {4, 2, 2, 1, 1}});
     const Inputs in = make_inputs(s, dtype);
     const Tensor d_out = random_tensor(in.q.view.shape, dtype, 9);
