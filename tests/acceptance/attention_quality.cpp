@@ -32,7 +32,7 @@ namespace {
 
 constexpr std::int64_t kLongest = 8;    // times the trained length
 constexpr std::int64_t kShortRow = 20;  // tokens that hold a fact and its question, of any task
-const char* const kKinds[] = {"dense", "window", "tree", "importance"};
+const char* const kKinds[] = {"tree", "importance", "dense", "window"};  // longest first
 
 std::vector<QualityTask> quality_tasks() {
     return {
