@@ -1,6 +1,7 @@
 #include "kernels/adamw_element.h"
-#include "kernels/cuda/lane_groups.h"
+#include "kernels/core/block_scale.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packs.h"
 #include "kernels/quantize.h"
 
 namespace stoa::cuda {
@@ -25,30 +26,53 @@ struct NarrowState {
     bool v_at_random;
 };
 
+constexpr int kRun = static_cast<int>(kQuantBlock), kEach = kRun / kWarp;
+
+/// Values c .. c + kEach - 1 of a run of n that begins at element `first`, in fp32.
 template <class T>
-STOA_DEVICE T& element_of(std::byte* data, std::int64_t at) {
-    return reinterpret_cast<T*>(data)[at];
+STOA_DEVICE void load_as(float (&out)[kEach], const std::byte* data, std::int64_t first, int c,
+                         std::int64_t n, float scale) {
+    const auto in = load_pack<kEach>(reinterpret_cast<const T*>(data) + first, c, n);
+    for (int i = 0; i < kEach; ++i)
+        out[i] = load_float(in.v[i]) * scale;
 }
-STOA_DEVICE inline float load_value(const std::byte* data, DType type, std::int64_t at,
-                                    float scale) {
-    std::byte* const from = const_cast<std::byte*>(data);
+STOA_DEVICE inline void load_run(float (&out)[kEach], const std::byte* data, DType type,
+                                 std::int64_t first, int c, std::int64_t n, float scale) {
     switch (type) {
         case DType::bf16:
-            return to_float(element_of<bf16>(from, at));
+            return load_as<bf16>(out, data, first, c, n, 1.0f);
         case DType::fp24:
-            return to_float(element_of<fp24>(from, at));
+            return load_as<fp24>(out, data, first, c, n, 1.0f);
         case DType::e4m3:
-            return to_float(element_of<e4m3>(from, at)) * scale;
+            return load_as<e4m3>(out, data, first, c, n, scale);
         default:
-            return element_of<float>(from, at);
+            return load_as<float>(out, data, first, c, n, 1.0f);
     }
 }
-STOA_DEVICE inline std::uint32_t random_word(std::uint64_t key, std::int64_t e,
-                                             std::uint64_t which) {
-    return philox(key, static_cast<std::uint64_t>(e / 4), which)[static_cast<std::size_t>(e % 4)];
+/// round(i) for each value, stored.
+template <class T, class Round>
+STOA_DEVICE void store_as(std::byte* data, std::int64_t first, int c, std::int64_t n,
+                          const Round& round) {
+    Pack<T, kEach> out;
+    for (int i = 0; i < kEach; ++i)
+        out.v[i] = round(i);
+    store_pack(reinterpret_cast<T*>(data) + first, c, n, out);
 }
 
-constexpr int kRun = static_cast<int>(kQuantBlock), kEach = kRun / kWarp;
+/// The random words of neighbouring elements: four of them share a block of Philox.
+struct RandomWords {
+    std::uint64_t key, which;
+    std::int64_t block = -1;
+    PhiloxBlock words{};
+    STOA_DEVICE std::uint32_t at(std::int64_t e) {
+        if (e / 4 != block) {
+            block = e / 4;
+            words = philox(key, static_cast<std::uint64_t>(block), which);
+        }
+        const std::int64_t w = e % 4;  // registers have no index
+        return w < 2 ? (w == 0 ? words[0] : words[1]) : (w == 2 ? words[2] : words[3]);
+    }
+};
 
 /// The factor of a run's codes, from each thread's values; and its scale, stored once.
 STOA_DEVICE inline float store_scale(e8m0* scale, const float (&x)[kEach]) {
@@ -62,55 +86,53 @@ STOA_DEVICE inline float store_scale(e8m0* scale, const float (&x)[kEach]) {
     return factor;
 }
 
-/// A warp a run of up to 128 values of a row, which share a scale.
+/// A warp a run of up to 128 values of a row, which share a scale: four neighbours a thread.
 STOA_KERNEL void narrow_kernel(AdamwStep<float> step, NarrowState s) {
     const std::int64_t per_row = (s.cols + kRun - 1) / kRun, run = global_thread() / kWarp;
     if (run >= s.rows * per_row) return;
-    const std::int64_t row = run / per_row, first = run % per_row * kRun;
-    const std::int64_t at = row * s.cols + first;
-    const std::int64_t logical = (s.row_begin + row) * s.logical_cols + s.col_begin + first;
-    const int lane = thread_index() % kWarp;
-    const std::int64_t n = s.cols - first < kRun ? s.cols - first : kRun;
-    const float m_unit = s.m_type == DType::e4m3 ? to_float(s.m_scale[run]) : 1.0f;
-    const float v_unit = s.v_type == DType::e4m3 ? to_float(s.v_scale[run]) : 1.0f;
-    float param[kEach] = {}, m[kEach] = {}, v[kEach] = {};
+    const std::int64_t row = run / per_row, begin = run % per_row * kRun;
+    const std::int64_t first = row * s.cols + begin;
+    const std::int64_t n = s.cols - begin < kRun ? s.cols - begin : kRun;
+    const int c = thread_index() % kWarp * kEach;
+    const std::int64_t logical = (s.row_begin + row) * s.logical_cols + s.col_begin + begin + c;
+    const bool m_codes = s.m_type == DType::e4m3, v_codes = s.v_type == DType::e4m3;
+    float param[kEach], m[kEach], v[kEach], grad[kEach];
+    load_run(param, s.param, s.param_type, first, c, n, 1.0f);
+    load_run(m, s.m, s.m_type, first, c, n, m_codes ? to_float(s.m_scale[run]) : 1.0f);
+    load_run(v, s.v, s.v_type, first, c, n, v_codes ? to_float(s.v_scale[run]) : 1.0f);
+    load_run(grad, s.grad, s.grad_type, first, c, n, 1.0f);
     for (int i = 0; i < kEach; ++i) {
-        const std::int64_t c = lane + i * kWarp;
-        if (c >= n) continue;
-        param[i] = load_value(s.param, s.param_type, at + c, 1.0f);
-        m[i] = load_value(s.m, s.m_type, at + c, m_unit);
-        v[i] = load_value(s.v, s.v_type, at + c, v_unit);
-        if (s.v_type == DType::e4m3) v[i] *= v[i];
-        adamw_element(step, param[i], m[i], v[i], load_value(s.grad, s.grad_type, at + c, 1.0f));
-        if (s.v_type == DType::e4m3) v[i] = std::sqrt(v[i]);
+        if (v_codes) v[i] *= v[i];
+        adamw_element(step, param[i], m[i], v[i], grad[i]);
+        if (v_codes) v[i] = std::sqrt(v[i]);
     }
-    const float m_factor = s.m_type == DType::e4m3 ? store_scale(s.m_scale + run, m) : 1.0f;
-    const float v_factor = s.v_type == DType::e4m3 ? store_scale(s.v_scale + run, v) : 1.0f;
-    for (int i = 0; i < kEach; ++i) {
-        const std::int64_t c = lane + i * kWarp;
-        if (c >= n) continue;
-        if (s.param_type == DType::fp24)
-            element_of<fp24>(s.param, at + c) = truncate_to_fp24(
-                add_random_bits(param[i], random_word(s.key, logical + c, param_word(s.step)), 24));
-        else
-            element_of<float>(s.param, at + c) = param[i];
-        if (s.m_type == DType::e4m3)
-            element_of<e4m3>(s.m, at + c) = to_e4m3(m[i] * m_factor);
-        else if (s.m_type == DType::bf16)
-            element_of<bf16>(s.m, at + c) = to_bf16(m[i]);
-        else
-            element_of<float>(s.m, at + c) = m[i];
-        if (s.v_type == DType::e4m3)
-            element_of<e4m3>(s.v, at + c) =
-                round_at_random(v[i] * v_factor, random_word(s.key, logical + c, v_word(s.step)));
-        else if (s.v_type == DType::bf16)
-            element_of<bf16>(s.v, at + c) =
-                s.v_at_random ? truncate_to_bf16(add_random_bits(
-                                    v[i], random_word(s.key, logical + c, v_word(s.step)), 16))
-                              : to_bf16(v[i]);
-        else
-            element_of<float>(s.v, at + c) = v[i];
-    }
+    const float m_factor = m_codes ? store_scale(s.m_scale + run, m) : 1.0f;
+    const float v_factor = v_codes ? store_scale(s.v_scale + run, v) : 1.0f;
+    RandomWords param_words{s.key, param_word(s.step)}, v_words{s.key, v_word(s.step)};
+    if (s.param_type == DType::fp24)
+        store_as<fp24>(s.param, first, c, n, [&](int i) {
+            return truncate_to_fp24(add_random_bits(param[i], param_words.at(logical + i), 24));
+        });
+    else
+        store_as<float>(s.param, first, c, n, [&](int i) { return param[i]; });
+    if (m_codes)
+        store_as<e4m3>(s.m, first, c, n, [&](int i) { return to_e4m3(m[i] * m_factor); });
+    else if (s.m_type == DType::bf16)
+        store_as<bf16>(s.m, first, c, n, [&](int i) { return to_bf16(m[i]); });
+    else
+        store_as<float>(s.m, first, c, n, [&](int i) { return m[i]; });
+    if (v_codes)
+        store_as<e4m3>(s.v, first, c, n, [&](int i) {
+            return round_at_random(v[i] * v_factor, v_words.at(logical + i));
+        });
+    else if (s.v_type == DType::bf16 && s.v_at_random)
+        store_as<bf16>(s.v, first, c, n, [&](int i) {
+            return truncate_to_bf16(add_random_bits(v[i], v_words.at(logical + i), 16));
+        });
+    else if (s.v_type == DType::bf16)
+        store_as<bf16>(s.v, first, c, n, [&](int i) { return to_bf16(v[i]); });
+    else
+        store_as<float>(s.v, first, c, n, [&](int i) { return v[i]; });
 }
 
 template <class W>

@@ -3,8 +3,8 @@
 #include "kernels/core/fast_exp.h"
 #include "kernels/core/row_loss.h"
 #include "kernels/core/tree.h"
-#include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packs.h"
 
 namespace stoa::cuda {
 namespace {
@@ -83,13 +83,15 @@ STOA_KERNEL void gradient_kernel(T* d_logits, const T* logits, const W* row_max,
     const W max = row_max[row], sum = exp_sum[row], scale = d_loss / sum;
     const std::int64_t target = targets[row] - vocab_begin;
     const bool counts = targets[row] >= 0;
-    for (std::int64_t c = thread_index(); c < cols; c += block_threads()) {
-        if (!counts || c >= vocab_valid) {
-            out[c] = T{};
-            continue;
+    for (std::int64_t at = thread_index() * kPack; at < cols; at += block_threads() * kPack) {
+        const auto in = load_pack<kPack>(x, at, cols);
+        Pack<T, kPack> gradient{};
+        for (int i = 0; i < kPack; ++i) {
+            if (!counts || at + i >= vocab_valid) continue;
+            const W e = fast_exp(W{widen(in.v[i])} - max);
+            gradient.v[i] = narrow_to<T>(at + i == target ? d_loss * (e / sum - 1) : e * scale);
         }
-        const W e = fast_exp(W{widen(x[c])} - max);
-        out[c] = narrow_to<T>(c == target ? d_loss * (e / sum - 1) : e * scale);
+        store_pack(out, at, cols, gradient);
     }
 }
 

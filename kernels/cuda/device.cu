@@ -88,6 +88,14 @@ CudaStream::CudaStream() {
     cudaStream_t stream = nullptr;
     check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
     handle_ = stream;
+    // Scratch memory that is given back stays ours: a synchronisation would return it otherwise.
+    int device = 0;
+    cudaMemPool_t pool = nullptr;
+    check_cuda(cudaGetDevice(&device), "device");
+    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
+    std::uint64_t keep = ~std::uint64_t{0};
+    check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
+               "memory pool");
 }
 CudaStream::~CudaStream() { (void)cudaStreamDestroy(static_cast<cudaStream_t>(handle_)); }
 

@@ -5,6 +5,7 @@
 
 #define STOA_KERNEL __global__
 #define STOA_DEVICE __device__
+#define STOA_UNROLL_8 _Pragma("unroll 8")
 
 namespace stoa::cuda {
 
@@ -47,6 +48,9 @@ __device__ T shuffle(T value, int lane, int width = kWarp) {
 }
 /// Bit l: whether lane l of the warp calls with `bit`.
 __device__ inline std::uint32_t warp_ballot(bool bit) { return __ballot_sync(0xffffffffu, bit); }
+
+/// The index of the lowest bit that is set; bits is not 0.
+__device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 __device__ inline void atomic_or(std::int32_t* to, std::int32_t bits) { atomicOr(to, bits); }
 /// Integers only: their sums do not depend on the order.

@@ -1,28 +1,41 @@
 #include "kernels/core/convert.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packs.h"
 
 namespace stoa::cuda {
 namespace {
 
 template <class T, class B>
 STOA_KERNEL void add_kernel(T* y, const T* a, const B* b, std::int64_t n) {
-    const std::int64_t i = global_thread();
-    if (i < n) y[i] = narrow_to<T>(widen(a[i]) + widen(b[i]));
+    const std::int64_t at = pack_begin();
+    if (at >= n) return;
+    const auto left = load_pack<kPack>(a, at, n);
+    const auto right = load_pack<kPack>(b, at, n);
+    Pack<T, kPack> sum;
+    for (int i = 0; i < kPack; ++i)
+        sum.v[i] = narrow_to<T>(widen(left.v[i]) + widen(right.v[i]));
+    store_pack(y, at, n, sum);
 }
 
 template <class To, class From>
 STOA_KERNEL void cast_kernel(To* y, const From* x, std::int64_t n) {
-    const std::int64_t i = global_thread();
-    if (i < n) y[i] = convert<To>(x[i]);
+    const std::int64_t at = pack_begin();
+    if (at >= n) return;
+    const auto in = load_pack<kPack>(x, at, n);
+    Pack<To, kPack> out;
+    for (int i = 0; i < kPack; ++i)
+        out.v[i] = convert<To>(in.v[i]);
+    store_pack(y, at, n, out);
 }
 
 // x - x is 0 for a number and NaN for Inf and NaN.
 template <class T>
 STOA_KERNEL void flag_nonfinite_kernel(std::int32_t* flag, const T* x, std::int64_t n) {
-    const std::int64_t i = global_thread();
-    const bool bad = i < n && !(widen(x[i]) - widen(x[i]) == 0);
+    const auto in = load_pack<kPack>(x, pack_begin(), n);  // all zeros behind the end
+    bool bad = false;
+    for (int i = 0; i < kPack; ++i)
+        bad |= !(widen(in.v[i]) - widen(in.v[i]) == 0);
     if (warp_ballot(bad) != 0 && thread_index() % kWarp == 0) atomic_or(flag, 1);
 }
 
@@ -49,10 +62,6 @@ STOA_KERNEL void sum_of_squares_kernel(std::int64_t* sum, const T* x, std::int64
         if (limb[i] != 0) atomic_add(sum + i, limb[i]);
 }
 
-Launch over(const char* name, std::int64_t n, Stream stream) {
-    return {.name = name, .blocks = blocks_for(n, kThreads), .threads = kThreads, .stream = stream};
-}
-
 /// fn(T{}) also for fp24, which only stores masters.
 template <class Fn>
 void dispatch_with_fp24(DType t, const Fn& fn) {
@@ -69,8 +78,8 @@ void add(TensorView y, ConstTensorView a, ConstTensorView b, Stream stream) {
     const std::int64_t n = y.numel();
     dispatch_dtype(y.dtype, [&]<Element T>(T) {
         const auto run = [&]<Element B>(B) {
-            launch(over("add", n, stream), add_kernel<T, B>, y.as<T>().data(), a.as<T>().data(),
-                   b.as<B>().data(), n);
+            launch(over_packs("add", n, stream), add_kernel<T, B>, y.as<T>().data(),
+                   a.as<T>().data(), b.as<B>().data(), n);
         };
         b.dtype == y.dtype ? run(T{}) : run(Wide<T>{});
     });
@@ -83,7 +92,7 @@ void cast(TensorView y, ConstTensorView x, Stream stream) {
             if constexpr (std::is_same_v<To, fp24> && std::is_same_v<From, fp24>)
                 throw ShapeError({.what = "cast: dtype of x", .expected = "not fp24"});
             else
-                launch(over("cast", n, stream), cast_kernel<To, From>, y.as<To>().data(),
+                launch(over_packs("cast", n, stream), cast_kernel<To, From>, y.as<To>().data(),
                        x.as<From>().data(), n);
         });
     });
@@ -91,7 +100,7 @@ void cast(TensorView y, ConstTensorView x, Stream stream) {
 
 void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream) {
     dispatch_dtype(x.dtype, [&]<Element T>(T) {
-        launch(over("flag_nonfinite", x.numel(), stream), flag_nonfinite_kernel<T>,
+        launch(over_packs("flag_nonfinite", x.numel(), stream), flag_nonfinite_kernel<T>,
                flag.as<std::int32_t>().data(), x.as<T>().data(), x.numel());
     });
 }
@@ -102,9 +111,11 @@ void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream
     const Scratch scratch(stream, kBytes);
     fill_bytes(scratch.as<std::byte>(), 0, kBytes, stream);
     dispatch_dtype(x.dtype, [&]<Element T>(T) {
-        Launch l = over("sum_of_squares", pieces * kLanes, stream);
-        l.blocks = std::min(l.blocks, kMostBlocks);
-        launch(l, sum_of_squares_kernel<T>, scratch.as<std::int64_t>(), x.as<T>().data(), piece,
+        launch({.name = "sum_of_squares",
+                .blocks = std::min(blocks_for(pieces * kLanes, kThreads), kMostBlocks),
+                .threads = kThreads,
+                .stream = stream},
+               sum_of_squares_kernel<T>, scratch.as<std::int64_t>(), x.as<T>().data(), piece,
                pieces);
     });
     std::int64_t limbs[ExactSum::kLimbs + 1];

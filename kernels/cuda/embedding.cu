@@ -1,5 +1,6 @@
-#include "kernels/cuda/lane_groups.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packs.h"
 
 namespace stoa::cuda {
 namespace {
@@ -23,56 +24,71 @@ STOA_DEVICE G sum_of(G sum, T d_y, StochasticRounding rounding, std::int64_t r, 
     return narrow_to<G>(value);
 }
 
+/// A warp a row: the next row with the same token (-1: none), and that this one has an earlier.
+STOA_KERNEL void link_kernel(std::int32_t* next, std::int32_t* has_earlier,
+                             const std::int32_t* tokens, std::int64_t rows,
+                             std::int64_t vocab_begin, std::int64_t vocab_local) {
+    const std::int64_t row = global_thread() / kWarp;
+    if (row >= rows) return;
+    const int lane = thread_index() % kWarp;
+    const std::int32_t token = tokens[row];
+    const bool here = token >= vocab_begin && token < vocab_begin + vocab_local;
+    std::int64_t found = -1;
+    for (std::int64_t r = row + 1; r < rows && found < 0 && here; r += kWarp) {
+        const std::uint32_t same = warp_ballot(r + lane < rows && tokens[r + lane] == token);
+        if (same != 0) found = r + lowest_bit(same);
+    }
+    if (lane != 0) return;
+    next[row] = static_cast<std::int32_t>(found);
+    if (found >= 0) has_earlier[found] = 1;
+}
+
 constexpr int kEach = 4;  // columns of a thread
 
-/// A block of threads per row r and strip of columns. Of the rows with the same token the first one
-/// adds all of them, in ascending order; so an element of the table has one owner, and no atomics.
+/// A block of threads per row and strip of columns. Of the rows with the same token the first adds
+/// all of them, in ascending order; so an element of the table has one owner, and no atomics.
 template <class G, class T>
 STOA_KERNEL void backward_kernel(G* d_table, const T* d_y, const std::int32_t* tokens,
-                                 std::int64_t rows, std::int64_t d, std::int64_t vocab_begin,
-                                 std::int64_t vocab_local, StochasticRounding rounding) {
+                                 const std::int32_t* next, const std::int32_t* has_earlier,
+                                 std::int64_t d, std::int64_t vocab_begin, std::int64_t vocab_local,
+                                 StochasticRounding rounding) {
     const std::int64_t strip = static_cast<std::int64_t>(kEach) * block_threads();
     const std::int64_t strips = (d + strip - 1) / strip;
-    const std::int64_t first = block_index() / strips, begin = block_index() % strips * strip;
-    const std::int32_t token = tokens[first];
-    const std::int64_t row = token - vocab_begin;
-    if (row < 0 || row >= vocab_local) return;
-    const int lane = thread_index() % kWarp;
-    for (std::int64_t r = 0; r < first; r += kWarp)  // is there an earlier one? Warps look alike
-        if (warp_ballot(r + lane < first && tokens[r + lane] == token) != 0) return;
-    G sum[kEach];
-    for (int i = 0; i < kEach; ++i) {
-        const std::int64_t c = begin + thread_index() + i * block_threads();
-        sum[i] = c < d ? d_table[row * d + c] : G{};
+    const std::int64_t first = block_index() / strips;
+    const std::int64_t at = block_index() % strips * strip + thread_index() * kEach;
+    const std::int64_t row = tokens[first] - vocab_begin;
+    if (row < 0 || row >= vocab_local || has_earlier[first] != 0 || at >= d) return;
+    auto sum = load_pack<kEach>(d_table + row * d, at, d);
+    for (std::int64_t r = first, after = 0; r >= 0; r = after) {
+        after = next[r];
+        const auto in = load_pack<kEach>(d_y + r * d, at, d);
+        for (int i = 0; i < kEach; ++i)
+            sum.v[i] = sum_of(sum.v[i], in.v[i], rounding, r, rounding.element(row, at + i));
     }
-    for (std::int64_t window = first; window < rows; window += kWarp) {
-        std::uint32_t same = warp_ballot(window + lane < rows && tokens[window + lane] == token);
-        for (std::int64_t r = window; same != 0; same >>= 1, ++r) {
-            if ((same & 1u) == 0) continue;
-            for (int i = 0; i < kEach; ++i) {
-                const std::int64_t c = begin + thread_index() + i * block_threads();
-                if (c < d)
-                    sum[i] = sum_of(sum[i], d_y[r * d + c], rounding, r, rounding.element(row, c));
-            }
-        }
-    }
-    for (int i = 0; i < kEach; ++i) {
-        const std::int64_t c = begin + thread_index() + i * block_threads();
-        if (c < d) d_table[row * d + c] = sum[i];
-    }
+    store_pack(d_table + row * d, at, d, sum);
 }
 
 template <class G, class T>
 void backward(const EmbeddingBackwardArgs& args, Stream stream) {
     const std::int64_t rows = args.d_y.rows(), d = args.d_y.cols();
+    require(rows < std::int64_t{1} << 31, "embedding: rows", "below 2^31", std::to_string(rows));
+    const std::int32_t* const tokens = args.tokens.as<std::int32_t>().data();
+    const Scratch scratch(stream, 8 * rows);
+    std::int32_t* const next = scratch.as<std::int32_t>();
+    std::int32_t* const has_earlier = next + rows;
+    fill_bytes(reinterpret_cast<std::byte*>(has_earlier), 0, 4 * rows, stream);
+    launch({.name = "embedding_backward: links",
+            .blocks = blocks_for(rows, kThreads / kWarp),
+            .threads = kThreads,
+            .stream = stream},
+           link_kernel, next, has_earlier, tokens, rows, args.vocab_begin, args.d_table.rows());
     const int threads = d >= kEach * kThreads ? kThreads : kWarp;
     launch({.name = "embedding_backward",
             .blocks = rows * blocks_for(d, kEach * threads),
             .threads = threads,
             .stream = stream},
-           backward_kernel<G, T>, args.d_table.as<G>().data(), args.d_y.as<T>().data(),
-           args.tokens.as<std::int32_t>().data(), rows, d, args.vocab_begin, args.d_table.rows(),
-           args.rounding);
+           backward_kernel<G, T>, args.d_table.as<G>().data(), args.d_y.as<T>().data(), tokens,
+           next, has_earlier, d, args.vocab_begin, args.d_table.rows(), args.rounding);
 }
 
 }  // namespace

@@ -11,8 +11,9 @@ constexpr int kLanes = 16;
 template <class W, class Term, class Combine>
 STOA_DEVICE W lane_fold(std::int64_t n, W start, const Term& term, const Combine& combine) {
     W value = start;
-    for (std::int64_t i = thread_index() % kLanes; i < n; i += kLanes)
-        value = combine(value, term(i));
+    STOA_UNROLL_8  // eight loads on their way at a time
+        for (std::int64_t i = thread_index() % kLanes; i < n; i += kLanes) value =
+            combine(value, term(i));
     for (int half = kLanes / 2; half > 0; half /= 2)
         value = combine(value, shuffle_down(value, half, kLanes));
     return shuffle(value, 0, kLanes);

@@ -1,6 +1,6 @@
 #include "kernels/core/block_scale.h"
-#include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packs.h"
 #include "kernels/quantize.h"
 
 namespace stoa::cuda {
@@ -12,7 +12,7 @@ STOA_DEVICE inline void note_nonfinite(std::int32_t* flag, std::int32_t largest)
     if (flag != nullptr && largest >= kInfBits) atomic_or(flag, 1);
 }
 
-/// Blocks of 1 x 128: a warp each, its four values per thread in registers.
+/// Blocks of 1 x 128: a warp each, four neighbouring values a thread.
 template <class Code, class T>
 STOA_KERNEL void row_kernel(Code* codes, e8m0* scale, std::int32_t* flag, const T* x,
                             std::int64_t rows, std::int64_t cols, std::int64_t scale_ld) {
@@ -22,21 +22,19 @@ STOA_KERNEL void row_kernel(Code* codes, e8m0* scale, std::int32_t* flag, const 
     const std::int64_t row = block / scale_ld, first = block % scale_ld * kB;
     const int lane = thread_index() % kWarp;
     const std::int64_t n = cols - first < kB ? cols - first : kB;
-    x += row * cols + first;
-    codes += row * cols + first;
-    float value[kEach];
+    const auto in = load_pack<kEach>(x + row * cols + first, lane * kEach, n);
     std::int32_t a = 0;
     for (int i = 0; i < kEach; ++i) {
-        const int c = lane + i * kWarp;
-        value[i] = c < n ? load_float(x[c]) : 0.0f;
-        const std::int32_t size = magnitude(value[i]);
+        const std::int32_t size = magnitude(in.v[i]);
         a = size > a ? size : a;
     }
     a = warp_max(a);
     const std::int32_t byte = scale_byte<Code>(a);
     const float factor = factor_of(byte);
+    Pack<Code, kEach> out;
     for (int i = 0; i < kEach; ++i)
-        if (lane + i * kWarp < n) codes[lane + i * kWarp] = round_to(value[i] * factor, Code{});
+        out.v[i] = round_to(load_float(in.v[i]) * factor, Code{});
+    store_pack(codes + row * cols + first, lane * kEach, n, out);
     if (lane != 0) return;
     scale[block].bits = static_cast<std::uint8_t>(byte);
     note_nonfinite(flag, a);

@@ -1,7 +1,7 @@
 #include <cmath>
 
-#include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/packs.h"
 
 namespace stoa::cuda {
 namespace {
@@ -17,26 +17,56 @@ STOA_KERNEL void forward_kernel(U* y, W* rstds, const T* x, const W* weight, std
     const W sum_sq = lane_sum<W>(d, [&](std::int64_t c) { return widen(x[c]) * widen(x[c]); });
     const W rstd = W{1} / std::sqrt(sum_sq / static_cast<W>(d) + eps);
     const int lane = thread_index() % kLanes;
-    for (std::int64_t c = lane; c < d; c += kLanes)
-        y[c] = narrow_to<U>(widen(x[c]) * rstd * weight[c]);
+    for (std::int64_t at = lane * kPack; at < d; at += kLanes * kPack) {
+        const auto in = load_pack<kPack>(x, at, d);
+        const auto gain = load_pack<kPack>(weight, at, d);
+        Pack<U, kPack> out;
+        for (int i = 0; i < kPack; ++i)
+            out.v[i] = narrow_to<U>(widen(in.v[i]) * rstd * gain.v[i]);
+        store_pack(y, at, d, out);
+    }
     if (lane == 0) rstds[row] = rstd;
 }
 
-/// A thread a column of a group: it adds the group's rows in their order.
+constexpr int kStrip = kWarp, kTileWarps = 16;
+/// Rows of a tile: two of them in float or double fit 32 KiB.
+template <class W>
+constexpr int kTileRows = 512 / static_cast<int>(sizeof(W));
+
+/// A block of threads a group and strip of 32 columns. All warps multiply the next tile of rows
+/// into shared memory; the first adds the last one, row by row in their order.
 template <class T, class D, class W = Wide<T>>
 STOA_KERNEL void d_weight_kernel(W* d_weight, const D* d_y, const T* x, const W* rstds,
                                  std::int64_t rows, std::int64_t d, std::int64_t groups,
                                  std::int64_t segment_rows) {
-    const std::int64_t at = global_thread();
-    if (at >= groups * d) return;
-    const std::int64_t group = at / d, c = at % d;
+    constexpr int kRows = kTileRows<W>;
+    SharedMemory memory;
+    const Shared<W> tiles = memory.array<W>(2 * kRows * kStrip);
+    const std::int64_t strips = (d + kStrip - 1) / kStrip;
+    const std::int64_t group = block_index() / strips;
+    const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
+    const std::int64_t c = block_index() % strips * kStrip + lane;
     const std::int64_t first = segment_rows > 0 ? group * segment_rows : group;
     const std::int64_t end = segment_rows > 0 ? first + segment_rows : rows;
-    const std::int64_t step = segment_rows > 0 ? 1 : groups;
-    W sum = d_weight[at];
-    for (std::int64_t r = first; r < end; r += step)
-        sum += widen(d_y[r * d + c]) * widen(x[r * d + c]) * rstds[r];
-    d_weight[at] = sum;
+    const std::int64_t step = segment_rows > 0 ? 1 : groups,
+                       count = (end - first + step - 1) / step;
+    W sum = c < d ? d_weight[group * d + c] : W{0};
+    for (std::int64_t begin = 0; begin < count; begin += kRows) {
+        const int tile = static_cast<int>(begin / kRows % 2) * kRows * kStrip;
+        for (int k = 0; k < kRows / kTileWarps; ++k) {
+            const int i = warp + k * kTileWarps;
+            const std::int64_t r = first + (begin + i) * step;
+            const bool here = begin + i < count && c < d;
+            const W value = here ? widen(d_y[r * d + c]) * widen(x[r * d + c]) * rstds[r] : W{0};
+            tiles.write(tile + i * kStrip + lane, value);
+        }
+        sync_block();
+        const int n = count - begin < kRows ? static_cast<int>(count - begin) : kRows;
+        STOA_UNROLL_8
+        for (int i = 0; i < n && warp == 0; ++i)
+            sum += tiles.read(tile + i * kStrip + lane);
+    }
+    if (warp == 0 && c < d) d_weight[group * d + c] = sum;
 }
 
 /// 16 threads a row. d_x may be d_y.
@@ -52,9 +82,17 @@ STOA_KERNEL void d_x_kernel(T* d_x, const D* d_y, const T* x, const W* weight, c
     const W dot =
         lane_sum<W>(d, [&](std::int64_t c) { return widen(d_y[c]) * weight[c] * widen(x[c]); });
     const W shrink = rstd * rstd * (dot / static_cast<W>(d));
-    for (std::int64_t c = thread_index() % kLanes; c < d; c += kLanes) {
-        const W value = rstd * (widen(d_y[c]) * weight[c] - widen(x[c]) * shrink);
-        d_x[c] = narrow_to<T>(accumulate ? widen(d_x[c]) + value : value);
+    for (std::int64_t at = thread_index() % kLanes * kPack; at < d; at += kLanes * kPack) {
+        const auto in = load_pack<kPack>(x, at, d);
+        const auto d_out = load_pack<kPack>(d_y, at, d);
+        const auto gain = load_pack<kPack>(weight, at, d);
+        Pack<T, kPack> out{};
+        if (accumulate) out = load_pack<kPack>(d_x, at, d);
+        for (int i = 0; i < kPack; ++i) {
+            const W value = rstd * (widen(d_out.v[i]) * gain.v[i] - widen(in.v[i]) * shrink);
+            out.v[i] = narrow_to<T>(accumulate ? widen(out.v[i]) + value : value);
+        }
+        store_pack(d_x, at, d, out);
     }
 }
 
@@ -67,16 +105,16 @@ Launch rows_launch(const char* name, std::int64_t rows, Stream stream) {
 
 template <class T, class D, class W = Wide<T>>
 void backward(const RmsNormBackwardArgs& args, Stream stream) {
-    constexpr int kColumns = 64;  // few threads a block: columns alone spread over the device
     const std::int64_t rows = args.x.rows(), d = args.x.cols(), groups = args.d_weight.numel() / d;
     const T* const x = args.x.as<T>().data();
     const D* const d_y = args.d_y.as<D>().data();
     const W* const rstds = args.rstd.as<W>().data();
     // The gains' gradients first: d_x may lie where d_y does.
     launch({.name = "rms_norm_backward: d_weight",
-            .blocks = blocks_for(groups * d, kColumns),
-            .threads = kColumns,
-            .stream = stream},
+            .blocks = groups * blocks_for(d, kStrip),
+            .threads = kTileWarps * kWarp,
+            .stream = stream,
+            .shared_bytes = 2 * kTileRows<W> * kStrip * static_cast<int>(sizeof(W))},
            d_weight_kernel<T, D>, args.d_weight.as<W>().data(), d_y, x, rstds, rows, d, groups,
            args.segment_rows);
     launch(rows_launch("rms_norm_backward: d_x", rows, stream), d_x_kernel<T, D>,

@@ -117,6 +117,8 @@ TEST_CASE("each barrier of the real kernels is needed") {
     const Tensor ones({200}, DType::fp32), loss({1}, DType::fp64), targets({200}, DType::int32);
     for (float& one : ones.as<float>())
         one = 1.0f;
+    const Tensor rows = random_tensor({300, 40}, DType::fp32, 2), gains({40}, DType::fp32),
+                 rstd({300}, DType::fp32);
     const std::vector<std::function<void()>> ops = {
         [&] { run_quantize(QuantBlocks::column); }, [&] { run_quantize(QuantBlocks::square); },
         [&] {
@@ -140,6 +142,16 @@ TEST_CASE("each barrier of the real kernels is needed") {
                  .targets = targets,
                  .vocab_valid = 300},
                 exec);
+        },
+        [&] {  // three tiles of rows
+            run(rms_norm_backward,
+                {.d_x = Tensor({300, 40}, DType::fp32),
+                 .d_weight = Tensor({40}, DType::fp32),
+                 .d_y = rows,
+                 .x = rows,
+                 .weight = gains,
+                 .rstd = rstd},
+                exec);
         }};
     int missed = 0;
     for (std::size_t i = 0; i < ops.size(); ++i) {
@@ -156,7 +168,7 @@ TEST_CASE("each barrier of the real kernels is needed") {
         const host::MutationScope scope({.shift_index = 1});
         CHECK(message_of(ops[i]).find("of a shared array of") != std::string::npos);
     }
-    CHECK(missed == 1 + 2 + 1 + 8);
+    CHECK(missed == 1 + 2 + 1 + 8 + 3);
 }
 
 TEST_CASE("an index that is off by one is found") {

@@ -480,13 +480,15 @@ struct Product {
     QuantBlocks a_blocks = QuantBlocks::row, b_blocks = QuantBlocks::square;
 };
 
-/// Sums in another order: compared in value, to the rounding of c and the length of the sums.
+/// Sums in another order: compared in value, to the rounding of c and the length of the sums. The
+/// tensor cores hold the sums of 8-bit products in some 14 bits and add those of each 128 in fp32.
 void check_product(Checker& c, const Product& p) {
     const Operand a(p.transpose_a ? Shape{p.k, p.m} : Shape{p.m, p.k}, p.a, p.a_blocks, 1);
     const Operand b(p.transpose_b ? Shape{p.n, p.k} : Shape{p.k, p.n}, p.b, p.b_blocks, 2);
     const Tensor start = random_tensor({p.m, p.n}, p.c, 3, 5.0);
+    const bool codes = size_of(p.a) == 1 && size_of(p.b) == 1;
     const double tolerance = p.c == DType::fp64   ? 1e-12
-                             : p.c == DType::fp32 ? 2e-5
+                             : p.c == DType::fp32 ? (codes ? 5e-4 : 2e-5)
                              : p.c == DType::fp16 ? 1e-3
                                                   : 1e-2;
     for (const bool accumulate : {false, true})
@@ -547,7 +549,7 @@ void check_matmul(Checker& c) {
 
 }  // namespace
 
-std::vector<KernelCheck> check_kernels(const Exec& exec, bool large) {
+std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool library) {
     Checker c{exec, large, {}};
     check_elementwise(c);
     check_rms_norm(c);
@@ -557,7 +559,7 @@ std::vector<KernelCheck> check_kernels(const Exec& exec, bool large) {
     check_cross_entropy(c);
     check_adamw(c);
     check_random_normal(c);
-    check_matmul(c);
+    if (library) check_matmul(c);
     return c.all;
 }
 

@@ -14,7 +14,8 @@ struct KernelCheck {
     std::string first;   // the first difference
 };
 
-/// `large`: shapes that fill a GPU; else small ones with every odd edge.
-std::vector<KernelCheck> check_kernels(const Exec& exec, bool large);
+/// `large`: shapes that fill a GPU; else small ones with every odd edge. `library`: also the ops
+/// that call the vendor's library.
+std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool library = true);
 
 }  // namespace stoa::test

@@ -1,5 +1,6 @@
 #pragma once
 // kernels/cuda/launch.h for the host compiler.
+#include <bit>
 #include <cstring>
 
 #include "kernels/cuda/host/fibers.h"
@@ -7,6 +8,7 @@
 
 #define STOA_KERNEL
 #define STOA_DEVICE
+#define STOA_UNROLL_8
 
 namespace stoa::cuda {
 
@@ -43,6 +45,8 @@ T shuffle(T value, int lane, int width = kWarp) {
     return exchanged(value, lane, width);
 }
 inline std::uint32_t warp_ballot(bool bit) { return host::ballot(bit); }
+
+inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
 
 inline void atomic_or(std::int32_t* to, std::int32_t bits) { *to |= bits; }
 inline void atomic_add(std::int64_t* to, std::int64_t value) { *to += value; }
