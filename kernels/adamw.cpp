@@ -1,6 +1,7 @@
 #include "kernels/adamw.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/quantize.h"
 
 namespace stoa {
@@ -32,8 +33,7 @@ void adamw(const AdamwArgs& args, const Exec& exec) {
                                 : args.grad.dtype == DType::fp32 || args.grad.dtype == DType::bf16,
             "adamw: dtype of grad", type == DType::fp64 ? "fp64" : "fp32 or bf16",
             dtype_name(args.grad.dtype));
-    require_cpu(exec, "adamw");
-    cpu::adamw(args);
+    exec.device.is_cuda() ? cuda::adamw(args, exec.stream) : cpu::adamw(args);
 }
 
 }  // namespace stoa

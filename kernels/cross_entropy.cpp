@@ -1,6 +1,7 @@
 #include "kernels/cross_entropy.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 namespace {
@@ -23,8 +24,8 @@ void require_targets(const ConstTensorView& targets, const ConstTensorView& logi
 void cross_entropy_row_max(const RowMaxArgs& args, const Exec& exec) {
     require_row_values(args.row_max, args.logits, "cross_entropy: row_max");
     require_valid(args.vocab_valid, args.logits);
-    require_cpu(exec, "cross_entropy");
-    cpu::cross_entropy_row_max(args);
+    exec.device.is_cuda() ? cuda::cross_entropy_row_max(args, exec.stream)
+                          : cpu::cross_entropy_row_max(args);
 }
 
 void cross_entropy_exp_sum(const ExpSumArgs& args, const Exec& exec) {
@@ -36,8 +37,8 @@ void cross_entropy_exp_sum(const ExpSumArgs& args, const Exec& exec) {
     require(args.chunk >= 0 && (args.chunk == 0 || args.logits.cols() % args.chunk == 0),
             "cross_entropy: chunk", "a divisor of the columns of logits",
             std::to_string(args.chunk));
-    require_cpu(exec, "cross_entropy");
-    cpu::cross_entropy_exp_sum(args);
+    exec.device.is_cuda() ? cuda::cross_entropy_exp_sum(args, exec.stream)
+                          : cpu::cross_entropy_exp_sum(args);
 }
 
 void cross_entropy_finish(const CrossEntropyArgs& args, const Exec& exec) {
@@ -52,8 +53,8 @@ void cross_entropy_finish(const CrossEntropyArgs& args, const Exec& exec) {
     require_valid(args.vocab_valid, args.logits);
     require_numel(args.loss_sum, 1, "cross_entropy: loss_sum");
     require_dtype(args.loss_sum, DType::fp64, "cross_entropy: loss_sum");
-    require_cpu(exec, "cross_entropy");
-    cpu::cross_entropy_finish(args);
+    exec.device.is_cuda() ? cuda::cross_entropy_finish(args, exec.stream)
+                          : cpu::cross_entropy_finish(args);
 }
 
 }  // namespace stoa

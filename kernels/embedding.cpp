@@ -1,6 +1,7 @@
 #include "kernels/embedding.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 
@@ -10,8 +11,8 @@ void embedding_forward(const EmbeddingArgs& args, const Exec& exec) {
     require(args.y.cols() == args.table.cols(), "embedding: columns of y", "those of the table",
             args.y.shape.str() + " for table " + args.table.shape.str());
     require_dtype(args.y, args.table.dtype, "embedding: y");
-    require_cpu(exec, "embedding");
-    cpu::embedding_forward(args);
+    exec.device.is_cuda() ? cuda::embedding_forward(args, exec.stream)
+                          : cpu::embedding_forward(args);
 }
 
 void embedding_backward(const EmbeddingBackwardArgs& args, const Exec& exec) {
@@ -25,8 +26,8 @@ void embedding_backward(const EmbeddingBackwardArgs& args, const Exec& exec) {
         args.d_table.dtype == wide || (args.d_table.dtype == DType::bf16 && wide == DType::fp32),
         "embedding: dtype of d_table", "fp32 or bf16; fp64 with fp64",
         dtype_name(args.d_table.dtype));
-    require_cpu(exec, "embedding");
-    cpu::embedding_backward(args);
+    exec.device.is_cuda() ? cuda::embedding_backward(args, exec.stream)
+                          : cpu::embedding_backward(args);
 }
 
 }  // namespace stoa

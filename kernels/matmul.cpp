@@ -1,6 +1,7 @@
 #include "kernels/matmul.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/quantize.h"
 
 namespace stoa {
@@ -47,8 +48,7 @@ void matmul(const MatmulArgs& args, const Exec& exec) {
                 std::to_string(k));
     require(args.c.rows() == m && args.c.cols() == n, "matmul: shape of c",
             "rows of op(a) x columns of op(b)", args.c.shape.str());
-    require_cpu(exec, "matmul");
-    cpu::matmul(args);
+    exec.device.is_cuda() ? cuda::matmul(args, exec.stream) : cpu::matmul(args);
 }
 
 }  // namespace stoa

@@ -1,6 +1,7 @@
 #include "kernels/quantize.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 namespace {
@@ -47,16 +48,14 @@ void quantize(const QuantizeArgs& args, const Exec& exec) {
         require_numel(args.nonfinite, 1, "quantize: nonfinite");
         require_dtype(args.nonfinite, DType::int32, "quantize: nonfinite");
     }
-    require_cpu(exec, "quantize");
-    cpu::quantize(args);
+    exec.device.is_cuda() ? cuda::quantize(args, exec.stream) : cpu::quantize(args);
 }
 
 void dequantize(const DequantizeArgs& args, const Exec& exec) {
     require_dtype(args.y, DType::fp32, "dequantize: y");
     require_codes(args.codes, args.scale, "dequantize");
     require_same_matrix(args.y, args.codes, "dequantize: shape of y");
-    require_cpu(exec, "dequantize");
-    cpu::dequantize(args);
+    exec.device.is_cuda() ? cuda::dequantize(args, exec.stream) : cpu::dequantize(args);
 }
 
 void quantization_loss(const QuantizationLossArgs& args, const Exec& exec) {

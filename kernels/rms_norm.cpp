@@ -1,6 +1,7 @@
 #include "kernels/rms_norm.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 
@@ -13,8 +14,7 @@ void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
             "fp64 exactly where x is", dtype_name(args.y.dtype));
     require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm: weight");
     require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
-    require_cpu(exec, "rms_norm");
-    cpu::rms_norm_forward(args);
+    exec.device.is_cuda() ? cuda::rms_norm_forward(args, exec.stream) : cpu::rms_norm_forward(args);
 }
 
 void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
@@ -34,8 +34,8 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
     require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm: weight");
     require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
     require_dtype(args.d_weight, wide_dtype(x.dtype), "rms_norm: d_weight");
-    require_cpu(exec, "rms_norm");
-    cpu::rms_norm_backward(args);
+    exec.device.is_cuda() ? cuda::rms_norm_backward(args, exec.stream)
+                          : cpu::rms_norm_backward(args);
 }
 
 }  // namespace stoa

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 
@@ -11,12 +12,12 @@ void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles, const 
     require_dtype(sin, cos.dtype, "rope_table: sin");
     require(cos.dtype == DType::fp32 || cos.dtype == DType::fp64, "rope_table: dtype",
             "fp32 or fp64", dtype_name(cos.dtype));
-    require_cpu(exec, "rope_table");
     const double turning = angles.rotate * static_cast<double>(cos.cols());
     require(turning >= 1.0 && turning == std::floor(turning) &&
                 turning <= static_cast<double>(cos.cols()),
             "rope_table: rotate", "a whole number of pairs", std::to_string(turning));
-    cpu::rope_table(cos, sin, angles);
+    exec.device.is_cuda() ? cuda::rope_table(cos, sin, angles, exec.stream)
+                          : cpu::rope_table(cos, sin, angles);
 }
 
 void rope(const RopeArgs& args, const Exec& exec) {
@@ -28,7 +29,7 @@ void rope(const RopeArgs& args, const Exec& exec) {
     require_dtype(args.positions, DType::int32, "rope: positions");
     require_dtype(args.cos, wide_dtype(args.x.dtype), "rope: cos");
     require_dtype(args.sin, wide_dtype(args.x.dtype), "rope: sin");
-    require_cpu(exec, "rope");
+    if (exec.device.is_cuda()) return cuda::rope(args, exec.stream);
     for (const std::int32_t position : args.positions.as<std::int32_t>())
         require(position >= 0 && position < args.cos.rows(), "rope: position",
                 "within the rows of the table", std::to_string(position));

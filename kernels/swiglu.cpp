@@ -1,6 +1,7 @@
 #include "kernels/swiglu.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 namespace {
@@ -15,8 +16,7 @@ void require_alike(const ConstTensorView& t, const ConstTensorView& like, const 
 void swiglu_forward(const SwigluArgs& args, const Exec& exec) {
     require_alike(args.y, args.gate, "swiglu: y");
     require_alike(args.up, args.gate, "swiglu: up");
-    require_cpu(exec, "swiglu");
-    cpu::swiglu_forward(args);
+    exec.device.is_cuda() ? cuda::swiglu_forward(args, exec.stream) : cpu::swiglu_forward(args);
 }
 
 void swiglu_backward(const SwigluBackwardArgs& args, const Exec& exec) {
@@ -24,8 +24,7 @@ void swiglu_backward(const SwigluBackwardArgs& args, const Exec& exec) {
     require_alike(args.d_y, args.gate, "swiglu: d_y");
     require_alike(args.d_gate, args.gate, "swiglu: d_gate");
     require_alike(args.d_up, args.gate, "swiglu: d_up");
-    require_cpu(exec, "swiglu");
-    cpu::swiglu_backward(args);
+    exec.device.is_cuda() ? cuda::swiglu_backward(args, exec.stream) : cpu::swiglu_backward(args);
 }
 
 }  // namespace stoa

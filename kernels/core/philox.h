@@ -4,11 +4,14 @@
 #include <array>
 #include <cstdint>
 
+#include "kernels/core/numeric.h"
+
 namespace stoa {
 
 using PhiloxBlock = std::array<std::uint32_t, 4>;
 
-inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_lo, std::uint64_t counter_hi) {
+STOA_HD inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_lo,
+                                  std::uint64_t counter_hi) {
     PhiloxBlock c{
         static_cast<std::uint32_t>(counter_lo), static_cast<std::uint32_t>(counter_lo >> 32),
         static_cast<std::uint32_t>(counter_hi), static_cast<std::uint32_t>(counter_hi >> 32)};

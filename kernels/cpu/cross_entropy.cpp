@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/core/row_loss.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/core/tree.h"
 #include "kernels/cpu/fast_exp.h"
@@ -103,14 +104,9 @@ double loss_of_rows(const CrossEntropyArgs& args) {
     const auto max = args.row_max.as<W>(), sum = args.exp_sum.as<W>();
     const auto target_logit = args.target_logit.as<W>();
     const auto targets = args.targets.as<std::int32_t>();
-    const auto rounded = [](double x) {
-        return std::is_same_v<W, double> ? x : std::nearbyint(x * 0x1p22) * 0x1p-22;
-    };
     double loss = 0.0;
     for (std::size_t r = 0; r < targets.size(); ++r)
-        if (targets[r] >= 0)
-            loss += rounded(std::log(static_cast<double>(sum[r])) + static_cast<double>(max[r]) -
-                            static_cast<double>(target_logit[r]));
+        if (targets[r] >= 0) loss += row_loss(max[r], sum[r], target_logit[r]);
     return loss;
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "kernels/core/convert.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
@@ -13,26 +14,6 @@
 
 namespace stoa::cpu {
 namespace {
-
-/// float64 to fp32, rounded to odd, so that a second rounding to 16 bits cannot land on a tie that
-/// the value itself is not.
-inline float round_to_odd(double x) {
-    const float nearest = static_cast<float>(x);
-    if (static_cast<double>(nearest) == x || !std::isfinite(nearest)) return nearest;
-    auto bits = std::bit_cast<std::uint32_t>(nearest);
-    if (std::abs(static_cast<double>(nearest)) > std::abs(x)) --bits;  // towards zero
-    return std::bit_cast<float>(bits | 1u);
-}
-
-template <class To, class From>
-To convert(From x) {
-    if constexpr (std::is_same_v<To, From>)
-        return x;
-    else if constexpr (sizeof(To) == 2 && std::is_same_v<From, double>)
-        return narrow_to<To>(round_to_odd(x));
-    else
-        return narrow_to<To>(static_cast<Wide<To>>(widen(x)));
-}
 
 /// fn(i) for i in [0, n), in any order.
 template <class Fn>

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "kernels/core/block_scale.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/ops.h"
@@ -16,38 +17,6 @@ namespace {
 constexpr std::int64_t kB = kQuantBlock;
 constexpr std::int64_t kStrip = 2 * kB;  // columns of a tile: 128 rows of it stay in L2
 constexpr std::int64_t kGrain = std::int64_t{1} << 15;  // values that are worth a thread's while
-constexpr std::int32_t kInf = 0x7f800000;
-
-template <class T>
-inline float load(T x) {
-    if constexpr (std::is_same_v<T, float>)
-        return x;
-    else
-        return to_float(x);
-}
-inline e4m3 round_to(float x, e4m3) { return to_e4m3(x); }
-inline e5m2 round_to(float x, e5m2) { return to_e5m2(x); }
-
-/// |x| as an integer: ordered like the values, Inf and NaN on top.
-template <class T>
-inline std::int32_t magnitude(T x) {
-    return static_cast<std::int32_t>(float_bits(load(x)) & 0x7fffffffu);
-}
-
-/// The exponent byte of 1/s for a block whose largest magnitude is `a`. 448 and 57344 are
-/// 1.75 * 2^8 and 1.75 * 2^15: 1/s is a / 2^8 or a / 2^15 with the mantissa cut off, and one binade
-/// more where the mantissa is above 1.75.
-template <class Code>
-inline std::int32_t scale_byte(std::int32_t a) {
-    constexpr std::int32_t kTop = std::is_same_v<Code, e4m3> ? 8 : 15;
-    const auto above = static_cast<std::int32_t>((static_cast<std::uint32_t>(a) + 0x1fffffu) >> 23);
-    const std::int32_t byte = std::max(above - kTop, 1);
-    return a == 0 || a >= kInf ? 127 : byte;
-}
-/// s of that byte: a power of two from 2^-120 to 2^126.
-inline float factor_of(std::int32_t byte) {
-    return bits_float(static_cast<std::uint32_t>(254 - byte) << 23);
-}
 
 /// A quantised matrix, its values as T (in x or y, whichever the op has), row-major.
 template <class Code, class T>
@@ -75,7 +44,7 @@ std::int32_t quantize_rows(const Matrix<Code, T> m, std::int64_t begin, std::int
             m.scale[r * m.scale_ld + c / kB].bits = static_cast<std::uint8_t>(byte);
 #pragma GCC ivdep
             for (std::int64_t i = 0; i < n; ++i)
-                codes[i] = round_to(load(x[i]) * factor, Code{});
+                codes[i] = round_to(load_float(x[i]) * factor, Code{});
             largest = std::max(largest, a);
         }
     return largest;
@@ -112,7 +81,7 @@ std::int32_t quantize_tile(const Matrix<Code, T> m, std::int64_t r, std::int64_t
         Code* const to = codes + i * m.cols;
 #pragma GCC ivdep
         for (std::int64_t j = 0; j < cols; ++j)
-            to[j] = round_to(load(from[j]) * factor[j], Code{});
+            to[j] = round_to(load_float(from[j]) * factor[j], Code{});
     }
     return largest;
 }
@@ -130,7 +99,7 @@ void quantize_as(const QuantizeArgs& args, QuantBlocks kind) {
         parallel_for(count, grain, [&](std::int64_t begin, std::int64_t end) {
             std::int32_t largest = 0;
             vectorised([&] { largest = part(begin, end); });
-            if (largest >= kInf) nonfinite.store(true, std::memory_order_relaxed);
+            if (largest >= kInfBits) nonfinite.store(true, std::memory_order_relaxed);
         });
     };
     if (kind == QuantBlocks::row) {
@@ -210,7 +179,7 @@ void add_loss(double* sums, const T* x, std::int64_t cols) {
         alignas(64) double loss[kB], value[kB];
         alignas(64) std::int32_t nonzero[kB], lost[kB];
         for (std::int64_t i = 0; i < n; ++i) {
-            const float scaled = load(x[c + i]) * factor, kept = to_float(to_e4m3(scaled));
+            const float scaled = load_float(x[c + i]) * factor, kept = to_float(to_e4m3(scaled));
             nonzero[i] = scaled != 0.0f;
             lost[i] = scaled != 0.0f && kept == 0.0f;
             const double inverse = 1.0 / static_cast<double>(factor);

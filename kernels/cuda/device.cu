@@ -1,8 +1,14 @@
+#include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
 
-#include <cuda_runtime.h>
-
 namespace stoa::cuda {
+namespace {
+
+cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+cudaEvent_t event(void* handle) { return static_cast<cudaEvent_t>(handle); }
+std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+
+}  // namespace
 
 std::vector<DeviceInfo> list_devices(std::string& reason) {
     int count = 0;
@@ -20,5 +26,77 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     if (devices.empty()) reason = "the driver reports no GPU";
     return devices;
 }
+
+bool runs_kernels() {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+std::byte* allocate(std::int64_t bytes) {
+    void* data = nullptr;
+    check_cuda(cudaMalloc(&data, size(bytes > 0 ? bytes : 1)), "cudaMalloc");
+    return static_cast<std::byte*>(data);
+}
+void release(std::byte* data) noexcept {
+    if (data != nullptr) (void)cudaFree(data);
+}
+std::byte* allocate_on(Stream stream, std::int64_t bytes) {
+    void* data = nullptr;
+    check_cuda(cudaMallocAsync(&data, size(bytes), handle(stream)), "cudaMallocAsync");
+    return static_cast<std::byte*>(data);
+}
+void release_on(Stream stream, std::byte* data) noexcept {
+    (void)cudaFreeAsync(data, handle(stream));
+}
+
+void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyHostToDevice, handle(stream)),
+               "copy to the device");
+}
+void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyDeviceToHost, handle(stream)),
+               "copy from the device");
+}
+void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
+    check_cuda(cudaMemsetAsync(to, value, size(bytes), handle(stream)), "fill");
+}
+void synchronize(Stream stream) {
+    check_cuda(cudaStreamSynchronize(handle(stream)), "a kernel before this point");
+}
+
+Stopwatch::Stopwatch(Stream stream) : stream_(stream) {
+    cudaEvent_t begin = nullptr, end = nullptr;
+    check_cuda(cudaEventCreate(&begin), "event");
+    begin_ = begin;
+    check_cuda(cudaEventCreate(&end), "event");
+    end_ = end;
+}
+Stopwatch::~Stopwatch() {
+    (void)cudaEventDestroy(event(begin_));
+    (void)cudaEventDestroy(event(end_));
+}
+void Stopwatch::start() { check_cuda(cudaEventRecord(event(begin_), handle(stream_)), "event"); }
+double Stopwatch::stop_ms() {
+    check_cuda(cudaEventRecord(event(end_), handle(stream_)), "event");
+    check_cuda(cudaEventSynchronize(event(end_)), "a kernel before this point");
+    float ms = 0.0f;
+    check_cuda(cudaEventElapsedTime(&ms, event(begin_), event(end_)), "event");
+    return static_cast<double>(ms);
+}
+
+CudaStream::CudaStream() {
+    cudaStream_t stream = nullptr;
+    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    handle_ = stream;
+    // Scratch memory that is given back stays ours: a synchronisation would return it otherwise.
+    int device = 0;
+    cudaMemPool_t pool = nullptr;
+    check_cuda(cudaGetDevice(&device), "device");
+    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
+    std::uint64_t keep = ~std::uint64_t{0};
+    check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
+               "memory pool");
+}
+CudaStream::~CudaStream() { (void)cudaStreamDestroy(static_cast<cudaStream_t>(handle_)); }
 
 }  // namespace stoa::cuda

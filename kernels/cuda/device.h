@@ -1,16 +1,109 @@
 #pragma once
+// GPUs, their memory and the order of work on them.
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "kernels/core/exec.h"
 
 namespace stoa::cuda {
 
 struct DeviceInfo {
     std::string name;
-    int capability = 0;            // 90 = sm_90
+    int capability = 0;  // 90 = sm_90
     std::int64_t memory_bytes = 0;
 };
 /// The GPUs this process can use; empty without a GPU or driver. `reason` says why it is empty.
 std::vector<DeviceInfo> list_devices(std::string& reason);
+
+/// Whether the ops of kernels/cuda/ops.h can run here: on a GPU, or on the host in a build for
+/// tests.
+bool runs_kernels();
+
+/// Memory of the current GPU, not zeroed.     errors: MemoryError, DeviceError
+std::byte* allocate(std::int64_t bytes);
+void release(std::byte* data) noexcept;
+/// The same in the order of a stream: for scratch memory between kernels.
+std::byte* allocate_on(Stream stream, std::int64_t bytes);
+void release_on(Stream stream, std::byte* data) noexcept;
+
+/// In the order of the stream. Pageable host memory may be reused on return.     errors:
+/// DeviceError
+void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream);
+void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream);
+void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream);
+/// Waits for all of the stream's work; its errors come here.     errors: DeviceError
+void synchronize(Stream stream);
+
+/// Milliseconds on the device between two calls: begin, work, end.
+class Stopwatch {
+public:
+    explicit Stopwatch(Stream stream);
+    ~Stopwatch();
+    Stopwatch(const Stopwatch&) = delete;
+    Stopwatch& operator=(const Stopwatch&) = delete;
+    void start();
+    double stop_ms();
+
+private:
+    Stream stream_;
+    void* begin_ = nullptr;
+    void* end_ = nullptr;
+};
+
+/// The one owner of a piece of GPU memory.
+class DeviceBuffer {
+public:
+    DeviceBuffer() = default;
+    explicit DeviceBuffer(std::int64_t bytes) : data_(allocate(bytes)), bytes_(bytes) {}
+    DeviceBuffer(DeviceBuffer&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+    DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
+    ~DeviceBuffer() { release(data_); }
+    std::byte* data() const { return data_; }
+    std::int64_t bytes() const { return bytes_; }
+
+private:
+    std::byte* data_ = nullptr;
+    std::int64_t bytes_ = 0;
+};
+
+/// Scratch memory of one op, given back in the order of its stream.
+class Scratch {
+public:
+    Scratch(Stream stream, std::int64_t bytes)
+        : stream_(stream), data_(bytes > 0 ? allocate_on(stream, bytes) : nullptr) {}
+    ~Scratch() {
+        if (data_ != nullptr) release_on(stream_, data_);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    template <class T>
+    T* as() const {
+        return reinterpret_cast<T*>(data_);
+    }
+
+private:
+    Stream stream_;
+    std::byte* data_;
+};
+
+/// An empty one without a GPU. In a build for tests without one it runs the kernels on the host.
+class CudaStream {
+public:
+    CudaStream();
+    ~CudaStream();
+    CudaStream(const CudaStream&) = delete;
+    CudaStream& operator=(const CudaStream&) = delete;
+    Stream stream() const { return {handle_}; }
+
+private:
+    void* handle_ = nullptr;
+};
 
 }  // namespace stoa::cuda

@@ -1,11 +1,59 @@
 // Linked instead of the .cu files when the build has no CUDA toolkit.
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa::cuda {
+namespace {
+
+constexpr const char* kReason =
+    "this build has no CUDA backend (STOA_CUDA=OFF or no toolkit was found)";
+[[noreturn]] void refuse() {
+    throw DeviceError({.what = kReason, .hint = "run on the CPU, or build with the CUDA toolkit"});
+}
+
+}  // namespace
 
 std::vector<DeviceInfo> list_devices(std::string& reason) {
-    reason = "this build has no CUDA backend (STOA_CUDA=OFF or no toolkit was found)";
+    reason = kReason;
     return {};
 }
+bool runs_kernels() { return false; }
+
+std::byte* allocate(std::int64_t) { refuse(); }
+void release(std::byte*) noexcept {}
+std::byte* allocate_on(Stream, std::int64_t) { refuse(); }
+void release_on(Stream, std::byte*) noexcept {}
+void copy_to_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
+void copy_from_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
+void fill_bytes(std::byte*, int, std::int64_t, Stream) { refuse(); }
+void synchronize(Stream) { refuse(); }
+Stopwatch::Stopwatch(Stream) { refuse(); }
+Stopwatch::~Stopwatch() = default;
+void Stopwatch::start() { refuse(); }
+double Stopwatch::stop_ms() { refuse(); }
+CudaStream::CudaStream() = default;
+CudaStream::~CudaStream() = default;
+
+void matmul(const MatmulArgs&, Stream) { refuse(); }
+void rms_norm_forward(const RmsNormArgs&, Stream) { refuse(); }
+void rms_norm_backward(const RmsNormBackwardArgs&, Stream) { refuse(); }
+void rope_table(TensorView, TensorView, const RopeAngles&, Stream) { refuse(); }
+void rope(const RopeArgs&, Stream) { refuse(); }
+void swiglu_forward(const SwigluArgs&, Stream) { refuse(); }
+void swiglu_backward(const SwigluBackwardArgs&, Stream) { refuse(); }
+void embedding_forward(const EmbeddingArgs&, Stream) { refuse(); }
+void embedding_backward(const EmbeddingBackwardArgs&, Stream) { refuse(); }
+void cross_entropy_row_max(const RowMaxArgs&, Stream) { refuse(); }
+void cross_entropy_exp_sum(const ExpSumArgs&, Stream) { refuse(); }
+void cross_entropy_finish(const CrossEntropyArgs&, Stream) { refuse(); }
+void zero(TensorView, Stream) { refuse(); }
+void add(TensorView, ConstTensorView, ConstTensorView, Stream) { refuse(); }
+void cast(TensorView, ConstTensorView, Stream) { refuse(); }
+void sum_of_squares(ExactSum&, ConstTensorView, std::int64_t, Stream) { refuse(); }
+void flag_nonfinite(TensorView, ConstTensorView, Stream) { refuse(); }
+void adamw(const AdamwArgs&, Stream) { refuse(); }
+void quantize(const QuantizeArgs&, Stream) { refuse(); }
+void dequantize(const DequantizeArgs&, Stream) { refuse(); }
+void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

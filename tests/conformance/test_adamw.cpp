@@ -2,6 +2,7 @@
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -32,6 +33,7 @@ AdamwArgs args_of(const State& s, const Tensor& grad, std::int64_t step) {
 }  // namespace
 
 TEST_CASE("adamw follows the published update for several steps") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::fp64);
     for (const std::int64_t n : {1, 37, 1024}) {
         const State s = make_state(n, dtype);
@@ -48,7 +50,7 @@ TEST_CASE("adamw follows the published update for several steps") {
                 const double v_hat = v[i] / (1.0 - std::pow(0.95, step));
                 param[i] -= 0.01 * (m_hat / (std::sqrt(v_hat) + 1e-8) + 0.1 * param[i]);
             }
-            adamw(args_of(s, grad, step), {});
+            run(adamw, args_of(s, grad, step), exec);
         }
         CAPTURE(dtype_name(dtype), n);
         CHECK(relative_error(to_double(s.param), param) < tolerance(dtype));
@@ -126,13 +128,14 @@ double v_at(const NarrowState& s, std::size_t i) {
 }  // namespace
 
 TEST_CASE("adamw's e4m3 v decays on average as in fp32, though a step is below its spacing") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const NarrowState s = narrow_state(64, 1024);
     double before = 0.0, after = 0.0;
     const std::size_t n = static_cast<std::size_t>(s.rows * s.cols);
     for (std::size_t i = 0; i < n; ++i)
         before += i % 128 == 0 ? 0.0 : std::sqrt(v_at(s, i));
     for (std::int64_t step = 1; step <= 20; ++step)
-        adamw(narrow_args(s, step), {});
+        run(adamw, narrow_args(s, step), exec);
     for (std::size_t i = 0; i < n; ++i)
         after += i % 128 == 0 ? 0.0 : std::sqrt(v_at(s, i));
     // 20 steps of sqrt(0.95); 65,536 draws of at most 6 % leave the mean within 0.1 %.
@@ -140,10 +143,11 @@ TEST_CASE("adamw's e4m3 v decays on average as in fp32, though a step is below i
 }
 
 TEST_CASE("adamw's fp24 parameters move on average, though a step is below their spacing") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const NarrowState s = narrow_state(64, 1024);
     for (std::int64_t step = 1; step <= 10; ++step)
-        adamw(narrow_args(s, step, 0.1),
-              {});  // lr * decay = 1e-6; half a spacing is 2^-17 = 7.6e-6
+        run(adamw, narrow_args(s, step, 0.1),
+            exec);  // lr * decay = 1e-6; half a spacing is 2^-17 = 7.6e-6
     double mean = 0.0;
     for (const fp24 x : s.param.as<fp24>())
         mean += to_float(x);
@@ -152,21 +156,23 @@ TEST_CASE("adamw's fp24 parameters move on average, though a step is below their
 }
 
 TEST_CASE("adamw keeps a positive e4m3 v above 0") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const NarrowState s = narrow_state(1, 128);
     s.v.as<e4m3>()[1] = e4m3{1};
     for (std::int64_t step = 1; step <= 50; ++step)
-        adamw(narrow_args(s, step), {});
+        run(adamw, narrow_args(s, step), exec);
     CHECK(v_at(s, 1) > 0.0);
 }
 
 TEST_CASE("adamw rounds the shards of a tensor as the whole tensor") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const NarrowState whole = narrow_state(256, 512);
     const NarrowState left = narrow_state(128, 256);  // rows [128, 256), columns [256, 512)
     for (std::int64_t step = 1; step <= 3; ++step) {
-        adamw(narrow_args(whole, step, 0.1), {});
+        run(adamw, narrow_args(whole, step, 0.1), exec);
         AdamwArgs args = narrow_args(left, step, 0.1);
         args.row_begin = 128, args.col_begin = 256, args.logical_cols = 512;
-        adamw(args, {});
+        run(adamw, args, exec);
     }
     std::size_t different = 0;
     for (std::size_t r = 0; r < 128; ++r)

@@ -2,6 +2,7 @@
 
 #include "kernels/cross_entropy.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -22,7 +23,7 @@ struct Result {
 };
 
 /// The three steps over all shards, with the reductions that the caller does over tp.
-Result run(const std::vector<Shard>& shards, const Tensor& targets) {
+Result run(const std::vector<Shard>& shards, const Tensor& targets, const Exec& exec = {}) {
     const std::int64_t rows = targets.view.numel();
     const DType dtype = shards[0].logits.dtype, wide = wide_dtype(dtype);
     Result result;
@@ -39,21 +40,22 @@ Result run(const std::vector<Shard>& shards, const Tensor& targets) {
             };
             for (const Shard& s : shards) {
                 const PoisonedTensor part = poisoned_tensor({rows}, wide);
-                cross_entropy_row_max({.row_max = part, .logits = s.logits, .vocab_valid = s.valid},
-                                      {});
+                test::run(cross_entropy_row_max,
+                          {.row_max = part, .logits = s.logits, .vocab_valid = s.valid}, exec);
                 each_row(part, max, [](W a, W b) { return std::max(a, b); });
             }
             for (const Shard& s : shards) {
                 const PoisonedTensor part_sum = poisoned_tensor({rows}, wide);
                 const PoisonedTensor part_target = poisoned_tensor({rows}, wide);
-                cross_entropy_exp_sum({.exp_sum = part_sum,
-                                       .target_logit = part_target,
-                                       .logits = s.logits,
-                                       .row_max = max,
-                                       .targets = targets,
-                                       .vocab_begin = s.begin,
-                                       .vocab_valid = s.valid},
-                                      {});
+                test::run(cross_entropy_exp_sum,
+                          {.exp_sum = part_sum,
+                           .target_logit = part_target,
+                           .logits = s.logits,
+                           .row_max = max,
+                           .targets = targets,
+                           .vocab_begin = s.begin,
+                           .vocab_valid = s.valid},
+                          exec);
                 each_row(part_sum, sum, [](W a, W b) { return a + b; });
                 each_row(part_target, target_logit, [](W a, W b) { return a + b; });
             }
@@ -71,18 +73,18 @@ Result run(const std::vector<Shard>& shards, const Tensor& targets) {
                                       .vocab_begin = s.begin,
                                       .vocab_valid = s.valid,
                                       .d_loss = kDLoss};
-                cross_entropy_finish(args, {});
+                test::run(cross_entropy_finish, args, exec);
                 CHECK(result.d_logits.back().guards_intact());
                 result.loss = loss.as<double>()[0] - 10.0;
                 const Tensor in_place = copy_of(s.logits);
                 args.d_logits = in_place;
                 args.logits = in_place;
-                cross_entropy_finish(args, {});
+                test::run(cross_entropy_finish, args, exec);
                 CHECK(bytes_of(in_place) == bytes_of(result.d_logits.back()));
                 loss.as<double>()[0] = 0.0;
                 args.logits = s.logits;
                 args.d_logits = {};  // evaluation
-                cross_entropy_finish(args, {});
+                test::run(cross_entropy_finish, args, exec);
                 CHECK(std::abs(loss.as<double>()[0] - result.loss) < 1e-9);
             }
         }
@@ -130,6 +132,7 @@ struct Case {
 }  // namespace
 
 TEST_CASE("cross entropy meets float64, with padding and rows without a target") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const Case& s : {Case{1, 1, 1}, Case{5, 40, 37}, Case{3, 16, 16}, Case{9, 1100, 1031}}) {
         const Tensor logits = random_tensor({s.rows, s.cols}, dtype, 1, 6.0);
@@ -138,7 +141,7 @@ TEST_CASE("cross entropy meets float64, with padding and rows without a target")
             target.push_back(r % 3 == 1 ? -1 : static_cast<std::int32_t>((r * 17) % s.valid));
         const Tensor targets = int_tensor(target);
         const Reference expected = cross_entropy_float64(logits, targets, s.valid);
-        const Result got = run({{logits, 0, s.valid}}, targets);
+        const Result got = run({{logits, 0, s.valid}}, targets, exec);
         CAPTURE(dtype_name(dtype), s.rows, s.cols, s.valid);
         CHECK(std::abs(got.loss - expected.loss) < 1e-5 * (1.0 + expected.loss));
         const double scale =
@@ -203,10 +206,11 @@ TEST_CASE("chunks of the vocabulary give the same sums on one rank and on two") 
 }
 
 TEST_CASE("cross entropy gradients meet central differences") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Tensor logits = random_tensor({3, 11}, DType::fp64, 1, 2.0),
                  targets = int_tensor({4, -1, 8});
-    const auto d = to_double(run({{logits, 0, 9}}, targets).d_logits[0]);
-    const auto loss = [&] { return kDLoss * run({{logits, 0, 9}}, targets).loss; };
+    const auto d = to_double(run({{logits, 0, 9}}, targets, exec).d_logits[0]);
+    const auto loss = [&] { return kDLoss * run({{logits, 0, 9}}, targets, exec).loss; };
     CHECK(relative_error(d, central_differences(logits, loss)) < kDifferenceTolerance);
 }
 

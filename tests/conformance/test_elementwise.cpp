@@ -4,6 +4,7 @@
 #include "kernels/core/philox.h"
 #include "kernels/elementwise.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -37,14 +38,15 @@ std::uint16_t nearest_bf16(double x) {
 }  // namespace
 
 TEST_CASE("every bf16 code survives the way to fp32 and fp64 and back") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Tensor codes({65536}, DType::bf16), wide({65536}, DType::fp32),
         wider({65536}, DType::fp64);
     const Tensor back({65536}, DType::bf16);
     for (std::size_t i = 0; i < 65536; ++i)
         codes.as<bf16>()[i].bits = static_cast<std::uint16_t>(i);
     for (const Tensor* middle : {&wide, &wider}) {
-        cast(*middle, codes, {});
-        cast(back, *middle, {});
+        run(cast_op, {*middle, codes}, exec);
+        run(cast_op, {back, *middle}, exec);
         std::size_t wrong = 0;
         for (std::size_t i = 0; i < 65536; ++i) {
             const bool nan = std::isnan(to_float(codes.as<bf16>()[i]));
@@ -56,6 +58,7 @@ TEST_CASE("every bf16 code survives the way to fp32 and fp64 and back") {
 }
 
 TEST_CASE("fp32 and fp64 round to the nearest bf16, ties to even") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     Draws draws(77, 0);
     std::vector<float> values = {
         0.0f,    -0.0f,    1.00390625f, 1.01171875f,
@@ -76,8 +79,8 @@ TEST_CASE("fp32 and fp64 round to the nearest bf16, ties to even") {
         // lies.
         x64.as<double>()[i] = values[i] * (1.0 + (i % 2 == 0 ? 1e-12 : -1e-12));
     }
-    cast(y, x, {});
-    cast(y64, x64, {});
+    run(cast_op, {y, x}, exec);
+    run(cast_op, {y64, x64}, exec);
     std::size_t wrong = 0, wrong64 = 0;
     for (std::size_t i = 0; i < values.size(); ++i) {
         if (y.as<bf16>()[i].bits != nearest_bf16(values[i])) ++wrong;
@@ -88,6 +91,7 @@ TEST_CASE("fp32 and fp64 round to the nearest bf16, ties to even") {
 }
 
 TEST_CASE("add and zero, also in place") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const std::int64_t n : {1, 31, 1000}) {
         const Tensor a = random_tensor({n}, dtype, 1), b = random_tensor({n}, dtype, 2);
@@ -95,12 +99,12 @@ TEST_CASE("add and zero, also in place") {
         for (std::size_t i = 0; i < sum.size(); ++i)
             sum[i] += to_double(b)[i];
         const PoisonedTensor y = poisoned_tensor({n}, dtype);
-        add(y, a, b, {});
+        run(add_op, {y, a, b}, exec);
         CHECK(relative_error(to_double(y), sum) < tolerance(dtype));
         CHECK(y.guards_intact());
-        add(a, a, b, {});
+        run(add_op, {a, a, b}, exec);
         CHECK(bytes_of(a) == bytes_of(y));
-        zero(y, {});
+        run(zero_op, {y}, exec);
         CHECK(bytes_of(y) == std::vector<std::byte>(static_cast<std::size_t>(y.view.bytes())));
         CHECK(y.guards_intact());
     }
@@ -108,6 +112,7 @@ TEST_CASE("add and zero, also in place") {
 }
 
 TEST_CASE("sum_of_squares is exact up to the pieces, however they are dealt out") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const Shape& shape : {Shape{1}, Shape{37}, Shape{300, 48}, Shape{7, 1024}}) {
         const Tensor x = random_tensor(shape, dtype, 1);
@@ -116,19 +121,19 @@ TEST_CASE("sum_of_squares is exact up to the pieces, however they are dealt out"
         for (const double v : to_double(x))
             expected += v * v;
         ExactSum sum;
-        sum_of_squares(sum, x, piece, {});
+        run(squares_op, {&sum, x, piece}, exec);
         CHECK(std::abs(sum.value() - expected) < 1e-12 * expected);
         check_same_bits([&] {
             ExactSum again;
-            sum_of_squares(again, x, piece, {});
+            run(squares_op, {&again, x, piece}, exec);
             const auto* const limbs = reinterpret_cast<const std::byte*>(again.limb.data());
             return std::vector<std::byte>(limbs, limbs + sizeof again.limb);
         });
         // By rows, last first; and by columns, each rank with half of the pieces.
         ExactSum rows;
         for (std::int64_t r = x.view.rows(); r-- > 0;)
-            sum_of_squares(rows, x.view.shape.rank == 1 ? x.view : x.view.slice_rows(r, 1), piece,
-                           {});
+            run(squares_op,
+                {&rows, x.view.shape.rank == 1 ? x.view : x.view.slice_rows(r, 1), piece}, exec);
         CHECK(rows.limb == sum.limb);
         if (shape.rank == 1) continue;
         ExactSum columns;
@@ -138,23 +143,24 @@ TEST_CASE("sum_of_squares is exact up to the pieces, however they are dealt out"
                 std::memcpy(part.view.slice_rows(r, 1).data,
                             x.view.slice_rows(r, 1).data + half * cols / 2 * size_of(dtype),
                             static_cast<std::size_t>(cols / 2 * size_of(dtype)));
-            sum_of_squares(columns, part, piece, {});
+            run(squares_op, {&columns, part, piece}, exec);
         }
         CHECK(columns.limb == sum.limb);
     }
 }
 
 TEST_CASE("sum_of_squares holds the range of fp32, and shows Inf and NaN") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Tensor x({4}, DType::fp32);
     const auto values = x.as<float>();
     values[0] = 3e38f, values[1] = 1e-38f, values[2] = -2.0f, values[3] = 0.0f;
     ExactSum sum;
-    sum_of_squares(sum, x, 1, {});
+    run(squares_op, {&sum, x, 1}, exec);
     CHECK(std::abs(sum.value() / 9e76 - 1.0) < 1e-6);
     ExactSum same = sum;
     values[0] = 0.0f;
     ExactSum rest;
-    sum_of_squares(rest, x, 1, {});
+    run(squares_op, {&rest, x, 1}, exec);
     CHECK(rest.value() == 4.0);  // and 1e-76, which a double cannot hold beside it
     for (std::size_t i = 0; i < same.limb.size(); ++i)
         same.limb[i] -= rest.limb[i];
@@ -162,12 +168,13 @@ TEST_CASE("sum_of_squares holds the range of fp32, and shows Inf and NaN") {
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
         values[3] = bad;
         ExactSum s;
-        sum_of_squares(s, x, 1, {});
+        run(squares_op, {&s, x, 1}, exec);
         CHECK(std::isnan(s.value()));
     }
 }
 
 TEST_CASE("flag_nonfinite finds one Inf or NaN anywhere, and nothing else") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp16, DType::fp64);
     const double inf = std::numeric_limits<double>::infinity();
     for (const std::int64_t n : {1, 17, 100001})
@@ -181,7 +188,7 @@ TEST_CASE("flag_nonfinite finds one Inf or NaN anywhere, and nothing else") {
                     const T before = e;
                     e = narrow_to<T>(static_cast<Wide<T>>(value));
                     flag.as<std::int32_t>()[0] = 4;  // other bits stay
-                    flag_nonfinite(flag, x, {});
+                    run(flag_op, {flag, x}, exec);
                     bit = flag.as<std::int32_t>()[0];
                     e = before;
                 });

@@ -2,17 +2,19 @@
 
 #include "kernels/embedding.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
 
 TEST_CASE("embedding_forward copies rows and leaves other shards' tokens at zero") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     const std::int64_t d = GENERATE(1, 7, 64);
     const Tensor table = random_tensor({5, d}, dtype, 1);
     const Tensor tokens = int_tensor({10, 14, 9, 15, 12, -1, 12});  // this shard holds 10 .. 14
     const PoisonedTensor y = poisoned_tensor({7, d}, dtype);
-    embedding_forward({.y = y, .table = table, .tokens = tokens, .vocab_begin = 10}, {});
+    run(embedding_forward, {.y = y, .table = table, .tokens = tokens, .vocab_begin = 10}, exec);
     CHECK(y.guards_intact());
     const Tensor zero({1, d}, dtype);
     const std::vector<std::int64_t> rows = {0, 4, -1, -1, 2, -1, 2};
@@ -25,12 +27,13 @@ TEST_CASE("embedding_forward copies rows and leaves other shards' tokens at zero
 }
 
 TEST_CASE("embedding_backward adds rows in ascending order") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     const DType wide = wide_dtype(dtype);
     const Tensor d_y = random_tensor({6, 33}, dtype, 1), before = random_tensor({4, 33}, wide, 2);
     const Tensor tokens = int_tensor({3, 1, 3, 9, 3, 0});
     const Tensor d_table = copy_of(before);
-    embedding_backward({.d_table = d_table, .d_y = d_y, .tokens = tokens}, {});
+    run(embedding_backward, {.d_table = d_table, .d_y = d_y, .tokens = tokens}, exec);
     const Tensor expected = copy_of(before);
     dispatch_dtype(wide, [&]<Element W>(W) {
         if constexpr (std::is_same_v<W, Wide<W>>)
@@ -45,15 +48,16 @@ TEST_CASE("embedding_backward adds rows in ascending order") {
 }
 
 TEST_CASE("embedding_backward rounds bf16 sums at random, each row by its own draw") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const std::int64_t d = 300;
     const Tensor d_y = random_tensor({5, d}, DType::fp32, 1);
     const Tensor before = random_tensor({4, d}, DType::bf16, 2), d_table = copy_of(before);
     const Tensor tokens = int_tensor({13, 11, 13, 9, 13});  // this shard holds 10 .. 13
     const StochasticRounding rounding{
         .key = 5, .call = 100, .row_begin = 10, .col_begin = 3, .logical_cols = 305};
-    embedding_backward(
+    run(embedding_backward,
         {.d_table = d_table, .d_y = d_y, .tokens = tokens, .vocab_begin = 10, .rounding = rounding},
-        {});
+        exec);
     const Tensor expected = copy_of(before);
     for (std::int64_t r = 0; r < 5; ++r) {
         const std::int64_t row = tokens.as<std::int32_t>()[static_cast<std::size_t>(r)] - 10;
@@ -71,13 +75,14 @@ TEST_CASE("embedding_backward rounds bf16 sums at random, each row by its own dr
 }
 
 TEST_CASE("embedding_backward is the gradient of the forward") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Tensor table = random_tensor({4, 3}, DType::fp64, 1),
                  d_y = random_tensor({3, 3}, DType::fp64, 2);
     const Tensor tokens = int_tensor({2, 0, 2}), y({3, 3}, DType::fp64),
                  d_table({4, 3}, DType::fp64);
-    embedding_backward({.d_table = d_table, .d_y = d_y, .tokens = tokens}, {});
+    run(embedding_backward, {.d_table = d_table, .d_y = d_y, .tokens = tokens}, exec);
     const auto difference = central_differences(table, [&] {
-        embedding_forward({.y = y, .table = table, .tokens = tokens}, {});
+        run(embedding_forward, {.y = y, .table = table, .tokens = tokens}, exec);
         return weighted_sum(y, d_y);
     });
     CHECK(relative_error(to_double(d_table), difference) < kDifferenceTolerance);

@@ -3,6 +3,7 @@
 #include "kernels/core/philox.h"
 #include "kernels/random_normal.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -17,8 +18,10 @@ TEST_CASE("philox gives the published answers") {
 }
 
 TEST_CASE("random_normal is Box-Muller on the philox block of each element") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Tensor x({3, 5}, DType::fp64);
-    random_normal({.x = x, .key = 42, .std = 0.02, .logical_rows = 3, .logical_cols = 5}, {});
+    run(random_normal, {.x = x, .key = 42, .std = 0.02, .logical_rows = 3, .logical_cols = 5},
+        exec);
     for (std::uint64_t e = 0; e < 15; ++e) {
         const PhiloxBlock r = philox(42, e, 0);
         const auto word = [&](std::size_t i) { return r[i] | (std::uint64_t{r[i + 1]} << 32); };
@@ -30,9 +33,11 @@ TEST_CASE("random_normal is Box-Muller on the philox block of each element") {
 }
 
 TEST_CASE("random_normal has the moments of a normal") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const std::int64_t n = 200000;
     const Tensor x({n / 100, 100}, DType::fp32);
-    random_normal({.x = x, .key = 7, .std = 2.0, .logical_rows = n / 100, .logical_cols = 100}, {});
+    run(random_normal, {.x = x, .key = 7, .std = 2.0, .logical_rows = n / 100, .logical_cols = 100},
+        exec);
     double mean = 0.0, square = 0.0, fourth = 0.0;
     for (const double v : to_double(x)) {
         mean += v / static_cast<double>(n);
@@ -45,17 +50,19 @@ TEST_CASE("random_normal has the moments of a normal") {
 }
 
 TEST_CASE("a shard holds the values of the whole, and zero as padding") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::fp64);
     const Tensor whole({6, 10}, dtype);
-    random_normal({.x = whole, .key = 9, .logical_rows = 6, .logical_cols = 10}, {});
+    run(random_normal, {.x = whole, .key = 9, .logical_rows = 6, .logical_cols = 10}, exec);
     const PoisonedTensor part = poisoned_tensor({4, 5}, dtype);  // rows 4..7, columns 7..11
-    random_normal({.x = part,
-                   .key = 9,
-                   .row_begin = 4,
-                   .col_begin = 7,
-                   .logical_rows = 6,
-                   .logical_cols = 10},
-                  {});
+    run(random_normal,
+        {.x = part,
+         .key = 9,
+         .row_begin = 4,
+         .col_begin = 7,
+         .logical_rows = 6,
+         .logical_cols = 10},
+        exec);
     CHECK(part.guards_intact());
     const auto w = to_double(whole), p = to_double(part);
     for (std::size_t i = 0; i < 4; ++i)

@@ -1,5 +1,6 @@
 #include "kernels/rms_norm.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -50,6 +51,7 @@ Backward run_backward(const Tensor& x, const Tensor& weight, const Tensor& d_y, 
 }  // namespace
 
 TEST_CASE("rms_norm_forward meets float64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const Shape& shape : kShapes) {
         const std::int64_t d = shape[shape.rank - 1];
@@ -58,13 +60,14 @@ TEST_CASE("rms_norm_forward meets float64") {
         const Reference expected = rms_norm_float64(x, w);
         const PoisonedTensor y = poisoned_tensor(shape, dtype);
         const PoisonedTensor rstd = poisoned_tensor({shape.numel() / d}, wide_dtype(dtype));
-        rms_norm_forward({.y = y, .rstd = rstd, .x = x, .weight = w, .eps = kEps}, {});
+        run(rms_norm_forward, {.y = y, .rstd = rstd, .x = x, .weight = w, .eps = kEps}, exec);
         CAPTURE(shape.str(), dtype_name(dtype));
         CHECK(relative_error(to_double(y), expected.y) < tolerance(dtype));
         CHECK(relative_error(to_double(rstd), expected.rstd) < tolerance(wide_dtype(dtype)));
         CHECK(y.guards_intact());
         CHECK(rstd.guards_intact());
-        rms_norm_forward({.y = x, .rstd = rstd, .x = x, .weight = w, .eps = kEps}, {});  // in place
+        run(rms_norm_forward, {.y = x, .rstd = rstd, .x = x, .weight = w, .eps = kEps},
+            exec);  // in place
         CHECK(bytes_of(x) == bytes_of(y));
     }
 }

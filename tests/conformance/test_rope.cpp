@@ -1,5 +1,6 @@
 #include "kernels/rope.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -38,36 +39,41 @@ std::vector<double> rope_float64(const Tensor& x_in, const Tensor& positions, do
 }  // namespace
 
 TEST_CASE("rope meets float64, and its inverse undoes it") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const std::int64_t dim : {2, 6, 32, 70}) {
         const Table t = make_table(100, dim, wide_dtype(dtype));
         const Tensor positions = int_tensor({0, 1, 99, 7, 7});
         const Tensor x = random_tensor({5, 3, dim}, dtype, 1), before = copy_of(x);
         CAPTURE(dtype_name(dtype), dim);
-        rope({.x = x, .cos = t.cos, .sin = t.sin, .positions = positions}, {});
+        run(rope, {.x = x, .cos = t.cos, .sin = t.sin, .positions = positions}, exec);
         CHECK(relative_error(to_double(x), rope_float64(before, positions, 1.0)) <
               tolerance(dtype));
         CHECK(x.view.dtype == dtype);
         const Tensor d_x = copy_of(before);
-        rope({.x = d_x, .cos = t.cos, .sin = t.sin, .positions = positions, .inverse = true}, {});
+        run(rope, {.x = d_x, .cos = t.cos, .sin = t.sin, .positions = positions, .inverse = true},
+            exec);
         CHECK(relative_error(to_double(d_x), rope_float64(before, positions, -1.0)) <
               tolerance(dtype));
-        rope({.x = x, .cos = t.cos, .sin = t.sin, .positions = positions, .inverse = true}, {});
+        run(rope, {.x = x, .cos = t.cos, .sin = t.sin, .positions = positions, .inverse = true},
+            exec);
         CHECK(relative_error(to_double(x), to_double(before)) < 2 * tolerance(dtype));
     }
 }
 
 TEST_CASE("the inverse rope is the gradient of rope") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Table t = make_table(20, 8, DType::fp64);
     const Tensor positions = int_tensor({3, 19}), x = random_tensor({2, 2, 8}, DType::fp64, 1);
     const Tensor d_y = random_tensor({2, 2, 8}, DType::fp64, 2);
     const auto difference = central_differences(x, [&] {
         const Tensor y = copy_of(x);
-        rope({.x = y, .cos = t.cos, .sin = t.sin, .positions = positions}, {});
+        run(rope, {.x = y, .cos = t.cos, .sin = t.sin, .positions = positions}, exec);
         return weighted_sum(y, d_y);
     });
     const Tensor d_x = copy_of(d_y);
-    rope({.x = d_x, .cos = t.cos, .sin = t.sin, .positions = positions, .inverse = true}, {});
+    run(rope, {.x = d_x, .cos = t.cos, .sin = t.sin, .positions = positions, .inverse = true},
+        exec);
     CHECK(relative_error(to_double(d_x), difference) < kDifferenceTolerance);
 }
 

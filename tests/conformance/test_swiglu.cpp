@@ -3,6 +3,7 @@
 #include "kernels/cpu/fast_exp.h"
 #include "kernels/swiglu.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -20,6 +21,7 @@ Inputs make_inputs(std::int64_t n, DType dtype) {
 }  // namespace
 
 TEST_CASE("swiglu meets float64, forward and backward, also in place") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const std::int64_t n : {1, 17, 1000}) {
         const Inputs in = make_inputs(n, dtype);
@@ -33,33 +35,35 @@ TEST_CASE("swiglu meets float64, forward and backward, also in place") {
         }
         CAPTURE(dtype_name(dtype), n);
         const PoisonedTensor out = poisoned_tensor({n}, dtype);
-        swiglu_forward({.y = out, .gate = in.gate, .up = in.up}, {});
+        run(swiglu_forward, {.y = out, .gate = in.gate, .up = in.up}, exec);
         CHECK(relative_error(to_double(out), y) < tolerance(dtype));
         CHECK(out.guards_intact());
         const PoisonedTensor out_gate = poisoned_tensor({n}, dtype),
                              out_up = poisoned_tensor({n}, dtype);
-        swiglu_backward(
-            {.d_gate = out_gate, .d_up = out_up, .d_y = in.d_y, .gate = in.gate, .up = in.up}, {});
+        run(swiglu_backward,
+            {.d_gate = out_gate, .d_up = out_up, .d_y = in.d_y, .gate = in.gate, .up = in.up},
+            exec);
         CHECK(relative_error(to_double(out_gate), d_gate) < tolerance(dtype));
         CHECK(relative_error(to_double(out_up), d_up) < tolerance(dtype));
         CHECK(out_gate.guards_intact());
         CHECK(out_up.guards_intact());
-        swiglu_backward(
-            {.d_gate = in.gate, .d_up = in.up, .d_y = in.d_y, .gate = in.gate, .up = in.up}, {});
+        run(swiglu_backward,
+            {.d_gate = in.gate, .d_up = in.up, .d_y = in.d_y, .gate = in.gate, .up = in.up}, exec);
         CHECK(bytes_of(in.gate) == bytes_of(out_gate));
         CHECK(bytes_of(in.up) == bytes_of(out_up));
     }
 }
 
 TEST_CASE("swiglu_backward meets central differences") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Inputs in = make_inputs(23, DType::fp64);
     const Tensor y({23}, DType::fp64), d_gate({23}, DType::fp64), d_up({23}, DType::fp64);
     const auto loss = [&] {
-        swiglu_forward({.y = y, .gate = in.gate, .up = in.up}, {});
+        run(swiglu_forward, {.y = y, .gate = in.gate, .up = in.up}, exec);
         return weighted_sum(y, in.d_y);
     };
-    swiglu_backward({.d_gate = d_gate, .d_up = d_up, .d_y = in.d_y, .gate = in.gate, .up = in.up},
-                    {});
+    run(swiglu_backward,
+        {.d_gate = d_gate, .d_up = d_up, .d_y = in.d_y, .gate = in.gate, .up = in.up}, exec);
     CHECK(relative_error(to_double(d_gate), central_differences(in.gate, loss)) <
           kDifferenceTolerance);
     CHECK(relative_error(to_double(d_up), central_differences(in.up, loss)) < kDifferenceTolerance);

@@ -1,0 +1,203 @@
+#include <optional>
+
+#include "kernels/core/block_scale.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/lane_groups.h"
+#include "kernels/cuda/library_gemm.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/matmul.h"
+
+namespace stoa::cuda {
+namespace {
+
+constexpr std::int64_t kB = kQuantBlock;
+
+bool is_8_bit(DType t) { return size_of(t) == 1; }
+
+/// e8m0 scales of quantize.h as LibraryGemm wants them: fp32, (blocks of k, round4(rows)) for rows'
+/// blocks, (rows / 128, round4(blocks of k)) for square ones. A thread an element of `out`.
+STOA_KERNEL void scale_kernel(float* out, const e8m0* scale, std::int64_t n, std::int64_t rows,
+                              std::int64_t k_blocks, std::int64_t scale_ld, bool square) {
+    const std::int64_t i = global_thread();
+    if (i >= n) return;
+    const std::int64_t width = (square ? k_blocks : rows) + 3, ld = width / 4 * 4;
+    const std::int64_t r = square ? i / ld : i % ld, k = square ? i % ld : i / ld;
+    out[i] = r < rows && k < k_blocks ? to_float(scale[r * scale_ld + k]) : 1.0f;
+}
+
+/// A stored operand in a wider type, its scales applied; exact, but where 2^-133 is too small for a
+/// bf16. A thread an element; without scales scale_rows is 0.
+template <class To, class From>
+STOA_KERNEL void widen_kernel(To* out, const From* x, const e8m0* scale, std::int64_t n,
+                              std::int64_t cols, std::int64_t scale_ld, int scale_rows,
+                              int scale_cols) {
+    const std::int64_t i = global_thread();
+    if (i >= n) return;
+    float value = load_float(x[i]);
+    if (scale_rows > 0)
+        value *= to_float(scale[i / cols / scale_rows * scale_ld + i % cols / scale_cols]);
+    out[i] = narrow_to<To>(value);
+}
+
+/// c = product, or c + product, rounded to c's type: at random where that is asked for.
+template <class C>
+STOA_KERNEL void store_kernel(C* c, const float* product, std::int64_t n, std::int64_t cols,
+                              bool accumulate, StochasticRounding rounding) {
+    const std::int64_t i = global_thread();
+    if (i >= n) return;
+    const float value = accumulate ? widen(c[i]) + product[i] : product[i];
+    if constexpr (std::is_same_v<C, bf16>) {
+        if (accumulate && rounding.enabled()) {
+            c[i] = to_bf16_stochastic(value,
+                                      random_half(rounding, rounding.element(i / cols, i % cols)));
+            return;
+        }
+    }
+    c[i] = narrow_to<C>(value);
+}
+
+Launch over(const char* name, std::int64_t n, Stream stream) {
+    return {.name = name, .blocks = blocks_for(n, kThreads), .threads = kThreads, .stream = stream};
+}
+
+/// fn(T{}) for all that matmul takes.
+template <class Fn>
+void dispatch_operand(DType t, const Fn& fn) {
+    if (t == DType::e4m3) return fn(e4m3{});
+    if (t == DType::e5m2) return fn(e5m2{});
+    dispatch_dtype(t, fn);
+}
+
+/// x as To, in scratch memory.
+template <class To>
+void widen_into(To* out, const ConstTensorView& x, const ConstTensorView& scale, Stream stream) {
+    const int rows = scale.empty() ? 0 : scale.rows() == x.rows() ? 1 : kB;
+    const int cols = scale.empty() || scale.cols() == x.cols() ? 1 : kB;
+    dispatch_operand(x.dtype, [&]<class From>(From) {
+        if constexpr (!std::is_same_v<From, double>)
+            launch(over("matmul: widen", x.numel(), stream), widen_kernel<To, From>, out,
+                   x.as<From>().data(), scale.empty() ? nullptr : scale.as<e8m0>().data(),
+                   x.numel(), x.cols(), scale.empty() ? 0 : scale.cols(), rows, cols);
+    });
+}
+
+struct Sides {
+    std::int64_t m, n, k;
+};
+
+LibraryGemm::Operand operand_of(const ConstTensorView& x, bool transpose) {
+    return {.data = x.data, .dtype = x.dtype, .ld = x.cols(), .transpose = transpose};
+}
+/// Moves the operand to the first step of k that enters.
+void skip_k(LibraryGemm::Operand& o, std::int64_t k_begin, bool k_is_row) {
+    o.data += (k_is_row ? k_begin * o.ld : k_begin) * size_of(o.dtype);
+}
+
+/// 8-bit operands as they are: both contracted along their rows, in whole blocks.
+bool multiply_codes(const MatmulArgs& args, const Sides& s, std::byte* c, DType c_dtype,
+                    bool accumulate, Stream stream) {
+    if (!is_8_bit(args.a.dtype) || !is_8_bit(args.b.dtype)) return false;
+    if (args.transpose_a || !args.transpose_b || args.k_begin % kB != 0) return false;
+    if (s.k % kB != 0 || s.n % 16 != 0 || s.m % 16 != 0) return false;
+    if (args.a.dtype == DType::e5m2 && args.b.dtype == DType::e5m2) return false;
+    const auto kind = [](const ConstTensorView& x, const ConstTensorView& scale) {
+        return blocks_of({x.rows(), x.cols()}, {scale.rows(), scale.cols()});
+    };
+    const QuantBlocks a_kind = kind(args.a, args.a_scale), b_kind = kind(args.b, args.b_scale);
+    if (a_kind == QuantBlocks::column || b_kind == QuantBlocks::column) return false;
+    if (a_kind == QuantBlocks::square && b_kind == QuantBlocks::square) return false;
+    const std::int64_t k_blocks = s.k / kB;
+    const auto scales = [&](std::int64_t rows, QuantBlocks blocks) {
+        return blocks == QuantBlocks::row ? k_blocks * round4(rows)
+                                          : (rows + kB - 1) / kB * round4(k_blocks);
+    };
+    const std::int64_t a_count = scales(s.m, a_kind), b_count = scales(s.n, b_kind);
+    const Scratch a_scale(stream, 4 * a_count), b_scale(stream, 4 * b_count);
+    const auto fill = [&](float* out, std::int64_t count, const ConstTensorView& scale,
+                          QuantBlocks blocks) {
+        launch(over("matmul: scales", count, stream), scale_kernel, out,
+               scale.as<e8m0>().data() + args.k_begin / kB, count, scale.rows(), k_blocks,
+               scale.cols(), blocks == QuantBlocks::square);
+    };
+    fill(a_scale.as<float>(), a_count, args.a_scale, a_kind);
+    fill(b_scale.as<float>(), b_count, args.b_scale, b_kind);
+    LibraryGemm g{.m = s.m,
+                  .n = s.n,
+                  .k = s.k,
+                  .a = operand_of(args.a, false),
+                  .b = operand_of(args.b, true),
+                  .c = c,
+                  .c_dtype = c_dtype,
+                  .accumulate = accumulate};
+    skip_k(g.a, args.k_begin, false);
+    skip_k(g.b, args.k_begin, false);
+    g.a.scale = a_scale.as<float>();
+    g.a.blocks = a_kind;
+    g.b.scale = b_scale.as<float>();
+    g.b.blocks = b_kind;
+    return library_gemm(g, stream);
+}
+
+/// In the type that both operands can be held in: bf16 with 8-bit ones, fp32 where they differ.
+void multiply_wide(const MatmulArgs& args, const Sides& s, DType type, std::byte* c, DType c_dtype,
+                   bool accumulate, Stream stream) {
+    const auto needed = [&](const ConstTensorView& x) {
+        return x.dtype == type ? 0 : x.numel() * size_of(type);
+    };
+    const Scratch wide_a(stream, needed(args.a)), wide_b(stream, needed(args.b));
+    LibraryGemm g{.m = s.m,
+                  .n = s.n,
+                  .k = s.k,
+                  .a = operand_of(args.a, args.transpose_a),
+                  .b = operand_of(args.b, args.transpose_b),
+                  .c = c,
+                  .c_dtype = c_dtype,
+                  .accumulate = accumulate};
+    const auto widen_operand = [&](LibraryGemm::Operand& o, const ConstTensorView& x,
+                                   const ConstTensorView& scale, std::byte* to) {
+        if (x.dtype == type) return;
+        type == DType::bf16 ? widen_into(reinterpret_cast<bf16*>(to), x, scale, stream)
+                            : widen_into(reinterpret_cast<float*>(to), x, scale, stream);
+        o.data = to;
+        o.dtype = type;
+    };
+    widen_operand(g.a, args.a, args.a_scale, wide_a.as<std::byte>());
+    widen_operand(g.b, args.b, args.b_scale, wide_b.as<std::byte>());
+    skip_k(g.a, args.k_begin, args.transpose_a);
+    skip_k(g.b, args.k_begin, !args.transpose_b);
+    if (!library_gemm(g, stream))
+        throw DeviceError({.what = "matmul: the library has no product of this shape",
+                           .actual = std::to_string(s.m) + " x " + std::to_string(s.n) + " x " +
+                                     std::to_string(s.k) + " in " + dtype_name(type)});
+}
+
+}  // namespace
+
+void matmul(const MatmulArgs& args, Stream stream) {
+    const std::int64_t whole_k = args.transpose_a ? args.a.rows() : args.a.cols();
+    const Sides s{args.c.rows(), args.c.cols(),
+                  args.k_count > 0 ? args.k_count : whole_k - args.k_begin};
+    if (s.m == 0 || s.n == 0) return;
+    if (s.k == 0) return args.accumulate ? void() : zero(args.c, stream);
+    const auto held = [](DType t) { return is_8_bit(t) ? DType::bf16 : t; };
+    const DType a_type = held(args.a.dtype), b_type = held(args.b.dtype);
+    const DType type = a_type == b_type ? a_type : DType::fp32;
+    const DType c_type = args.c.dtype;
+    const bool at_random = args.accumulate && c_type == DType::bf16 && args.rounding.enabled();
+    const bool direct = !at_random && (c_type == type || c_type == DType::fp32);
+    std::optional<Scratch> product;
+    if (!direct) product.emplace(stream, 4 * s.m * s.n);
+    std::byte* const c = direct ? args.c.data : product->as<std::byte>();
+    const DType into = direct ? c_type : DType::fp32;
+    const bool accumulate = direct && args.accumulate;
+    if (!multiply_codes(args, s, c, into, accumulate, stream))
+        multiply_wide(args, s, type, c, into, accumulate, stream);
+    if (direct) return;
+    dispatch_dtype(c_type, [&]<Element C>(C) {
+        if constexpr (!std::is_same_v<C, double>)
+            launch(over("matmul: store", s.m * s.n, stream), store_kernel<C>, args.c.as<C>().data(),
+                   product->as<float>(), s.m * s.n, s.n, args.accumulate, args.rounding);
+    });
+}
+
+}  // namespace stoa::cuda

@@ -1,0 +1,43 @@
+#pragma once
+// The CUDA kernels behind kernels/*.h. Arguments are checked there; these only start the work, in
+// the order of the stream. Views hold device memory.
+//   Bits: as the CPU op, but for NaN payloads, all of fp64 that takes exp or a sum over rows in
+//   parallel, and matmul, whose sums have cuBLASLt's order (the same in every run of a shape).
+#include "kernels/adamw.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
+#include "kernels/random_normal.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace stoa::cuda {
+
+void matmul(const MatmulArgs& args, Stream stream);
+void rms_norm_forward(const RmsNormArgs& args, Stream stream);
+void rms_norm_backward(const RmsNormBackwardArgs& args, Stream stream);
+/// Computed on the host; waits for the stream.
+void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles, Stream stream);
+void rope(const RopeArgs& args, Stream stream);
+void swiglu_forward(const SwigluArgs& args, Stream stream);
+void swiglu_backward(const SwigluBackwardArgs& args, Stream stream);
+void embedding_forward(const EmbeddingArgs& args, Stream stream);
+void embedding_backward(const EmbeddingBackwardArgs& args, Stream stream);
+void cross_entropy_row_max(const RowMaxArgs& args, Stream stream);
+void cross_entropy_exp_sum(const ExpSumArgs& args, Stream stream);
+void cross_entropy_finish(const CrossEntropyArgs& args, Stream stream);
+void zero(TensorView x, Stream stream);
+void add(TensorView y, ConstTensorView a, ConstTensorView b, Stream stream);
+void cast(TensorView y, ConstTensorView x, Stream stream);
+/// Waits for the stream: `out` is host memory.
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream stream);
+void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream);
+void adamw(const AdamwArgs& args, Stream stream);
+void quantize(const QuantizeArgs& args, Stream stream);
+void dequantize(const DequantizeArgs& args, Stream stream);
+void random_normal(const RandomNormalArgs& args, Stream stream);
+
+}  // namespace stoa::cuda

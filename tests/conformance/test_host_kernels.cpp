@@ -1,0 +1,228 @@
+// The CUDA kernels, run on the host: each gives the CPU's bytes, and the host's checks notice a
+// barrier that is missing and an index that is off by one.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kernels/cuda/host/fibers.h"
+#include "kernels/cuda/lane_groups.h"
+#include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
+#include "tests/support/kernel_checks.h"
+
+using namespace stoa;
+using namespace stoa::test;
+using namespace stoa::cuda;
+
+TEST_CASE("every kernel gives the bytes of the CPU op") {
+    for (const KernelCheck& check : check_kernels(available_execs().back(), false)) {
+        CAPTURE(check.op, check.first, check.worst);
+        CHECK(check.runs > 0);
+        CHECK(check.values > 0);
+        CHECK(check.differences == 0);
+    }
+}
+
+namespace {
+
+/// The sum of x within each block, by a tree in shared memory.
+STOA_KERNEL void tree_sum(float* out, const float* x) {
+    SharedMemory memory;
+    const Shared<float> part = memory.array<float>(block_threads());
+    const int t = thread_index();
+    part.write(t, x[global_thread()]);
+    for (int half = block_threads() / 2; half > 0; half /= 2) {
+        sync_block();
+        if (t < half) part.write(t, part.read(t) + part.read(t + half));
+    }
+    if (t == 0) out[block_index()] = part.read(0);
+}
+
+void run_tree_sum(const Tensor& out, const Tensor& x) {
+    launch({.name = "tree_sum", .blocks = 3, .threads = 64, .shared_bytes = 256}, tree_sum,
+           out.as<float>().data(), x.as<float>().data());
+}
+
+std::string message_of(const std::function<void()>& f) {
+    try {
+        f();
+    } catch (const DeviceError& e) {
+        return e.what();
+    }
+    return "";
+}
+
+// Kernels with a mistake each.
+STOA_KERNEL void reads_unwritten(float* out) {
+    SharedMemory memory;
+    const Shared<float> part = memory.array<float>(2 * block_threads());
+    part.write(thread_index(), 1.0f);
+    sync_block();
+    out[global_thread()] = part.read(thread_index() + block_threads());
+}
+STOA_KERNEL void overwrites_while_read(float* out) {
+    SharedMemory memory;
+    const Shared<float> part = memory.array<float>(block_threads());
+    part.write(thread_index(), 1.0f);
+    sync_block();
+    out[global_thread()] = part.read(0);
+    if (thread_index() == 0) part.write(0, 2.0f);
+}
+STOA_KERNEL void half_meets(float* out) {
+    if (thread_index() < 16) (void)shuffle(1, 0);
+    out[global_thread()] = 0.0f;
+}
+STOA_KERNEL void takes_too_much(float* out) {
+    SharedMemory memory;
+    const Shared<float> part = memory.array<float>(block_threads() + 1);
+    part.write(thread_index(), 1.0f);
+    out[global_thread()] = 0.0f;
+}
+
+}  // namespace
+
+TEST_CASE("threads of a block meet at barriers and share memory") {
+    const Tensor x({192}, DType::fp32), out({3}, DType::fp32);
+    for (std::size_t i = 0; i < 192; ++i)
+        x.as<float>()[i] = static_cast<float>(i);
+    host::reset_counts();
+    run_tree_sum(out, x);
+    for (std::size_t b = 0; b < 3; ++b)
+        CHECK(out.as<float>()[b] == static_cast<float>(64 * 64 * b + 2016));
+    CHECK(host::counts().blocks == 3);
+    CHECK(host::counts().most_barriers == 6);
+    CHECK(host::counts().barriers == 3 * 64 * 6);
+}
+
+TEST_CASE("each barrier that is taken away is missed") {
+    const Tensor x({192}, DType::fp32), out({3}, DType::fp32);
+    for (int barrier = 0; barrier < 6; ++barrier) {
+        const host::MutationScope scope({.skip_barrier = barrier});
+        const std::string message = message_of([&] { run_tree_sum(out, x); });
+        CAPTURE(barrier, message);
+        CHECK(message.find("tree_sum") != std::string::npos);
+        CHECK((message.find("no barrier between") != std::string::npos ||
+               message.find("no thread has written") != std::string::npos));
+    }
+    run_tree_sum(out, x);  // and none is missed when all are there
+}
+
+TEST_CASE("each barrier of the real kernels is needed") {
+    // Ops whose kernels share memory, with as many barriers as a thread passes.
+    const Tensor x = random_tensor({200, 300}, DType::fp32, 1), codes({200, 300}, DType::e4m3);
+    const Exec exec = available_execs().back();
+    const auto run_quantize = [&](QuantBlocks blocks) {
+        const Tensor scale(scale_shape({200, 300}, blocks), DType::e8m0);
+        run(quantize, {.codes = codes, .scale = scale, .x = x}, exec);
+    };
+    const Tensor ones({200}, DType::fp32), loss({1}, DType::fp64), targets({200}, DType::int32);
+    for (float& one : ones.as<float>())
+        one = 1.0f;
+    const Tensor rows = random_tensor({300, 40}, DType::fp32, 2), gains({40}, DType::fp32),
+                 rstd({300}, DType::fp32);
+    const std::vector<std::function<void()>> ops = {
+        [&] { run_quantize(QuantBlocks::column); }, [&] { run_quantize(QuantBlocks::square); },
+        [&] {
+            run(cross_entropy_exp_sum,
+                {.exp_sum = Tensor({200}, DType::fp32),
+                 .target_logit = Tensor({200}, DType::fp32),
+                 .logits = x,
+                 .row_max = ones,
+                 .targets = targets,
+                 .vocab_valid = 300,
+                 .chunk = 50},
+                exec);
+        },
+        [&] {
+            run(cross_entropy_finish,
+                {.loss_sum = loss,
+                 .logits = x,
+                 .row_max = ones,
+                 .exp_sum = ones,
+                 .target_logit = ones,
+                 .targets = targets,
+                 .vocab_valid = 300},
+                exec);
+        },
+        [&] {  // three tiles of rows
+            run(rms_norm_backward,
+                {.d_x = Tensor({300, 40}, DType::fp32),
+                 .d_weight = Tensor({40}, DType::fp32),
+                 .d_y = rows,
+                 .x = rows,
+                 .weight = gains,
+                 .rstd = rstd},
+                exec);
+        }};
+    int missed = 0;
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+        host::reset_counts();
+        ops[i]();
+        const int barriers = host::counts().most_barriers;
+        CHECK(barriers > 0);
+        for (int b = 0; b < barriers; ++b) {
+            const host::MutationScope scope({.skip_barrier = b});
+            CAPTURE(i, b);
+            CHECK(message_of(ops[i]) != "");
+            ++missed;
+        }
+        const host::MutationScope scope({.shift_index = 1});
+        CHECK(message_of(ops[i]).find("of a shared array of") != std::string::npos);
+    }
+    CHECK(missed == 1 + 2 + 1 + 8 + 3);
+}
+
+TEST_CASE("an index that is off by one is found") {
+    const Tensor x({192}, DType::fp32), out({3}, DType::fp32);
+    const host::MutationScope scope({.shift_index = 1});
+    CHECK(message_of([&] { run_tree_sum(out, x); }).find("index 64 of a shared array of 64") !=
+          std::string::npos);
+}
+
+TEST_CASE("other mistakes with shared memory and meetings are found") {
+    const Tensor out({64}, DType::fp32);
+    const auto message = [&](void (*kernel)(float*), int shared_bytes) {
+        return message_of([&] {
+            launch({.name = "k", .blocks = 1, .threads = 64, .shared_bytes = shared_bytes}, kernel,
+                   out.as<float>().data());
+        });
+    };
+    CHECK(message(reads_unwritten, 512).find("no thread has written") != std::string::npos);
+    CHECK(message(overwrites_while_read, 256).find("no barrier between") != std::string::npos);
+    CHECK(message(half_meets, 0).find("do not come") != std::string::npos);
+    CHECK(message(takes_too_much, 256).find("in a shared memory of 256") != std::string::npos);
+    CHECK(message_of([&] {
+              launch({.name = "k", .blocks = 1, .threads = 48}, half_meets, out.as<float>().data());
+          }) != "");
+}
+
+// AddressSanitizer ends a program at its first finding: so in a child.
+TEST_CASE("an index into a tensor that is off by one is found") {
+    constexpr std::int64_t kValues = 100;
+    const Exec exec = available_execs().back();
+#if defined(__SANITIZE_ADDRESS__)
+    const auto ends_badly = [&](std::int64_t n) {
+        const pid_t child = fork();
+        if (child == 0) {
+            (void)!freopen("/dev/null", "w", stderr);
+            constexpr std::int64_t kBytes = 4 * kValues;
+            const DeviceBuffer buffer(kBytes);
+            const TensorView x{buffer.data(), DType::fp32, {n}, exec.device};
+            fill_bytes(buffer.data(), 0, kBytes, exec.stream);
+            swiglu_forward({.y = x, .gate = x, .up = x}, exec);
+            _exit(0);
+        }
+        int status = 0;
+        REQUIRE(waitpid(child, &status, 0) == child);
+        return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+    };
+    CHECK_FALSE(ends_badly(kValues));
+    CHECK(ends_badly(kValues + 1));
+#else
+    const Tensor all({kValues + 64}, DType::fp32);  // as DeviceCopies lays a tensor out
+    const TensorView x{all.view.data, DType::fp32, {kValues + 1}, exec.device};
+    for (float& value : all.as<float>())
+        value = 3.0f;
+    swiglu_forward({.y = x, .gate = x, .up = x}, exec);
+    CHECK(all.as<float>()[kValues] != 3.0f);  // a guard behind the tensor would be damaged
+#endif
+}

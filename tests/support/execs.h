@@ -1,0 +1,166 @@
+#pragma once
+// Where a test can run an op, and how: the same call for every place, on tensors in host memory.
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
+
+namespace stoa::test {
+
+/// The CPU always; the CUDA kernels where there is a GPU, or where the program runs them on the
+/// host. All on one stream, which lives as long as the program.
+inline std::vector<Exec> available_execs() {
+    std::vector<Exec> execs{Exec{}};
+    if (!cuda::runs_kernels()) return execs;
+    static const cuda::CudaStream stream;
+    execs.push_back({{DeviceKind::cuda, 0}, stream.stream()});
+    return execs;
+}
+
+// The tensors of an op's arguments. TensorViews are written, ConstTensorViews only read.
+inline auto tensors(RmsNormArgs& a) { return std::tie(a.y, a.rstd, a.x, a.weight); }
+inline auto tensors(RmsNormBackwardArgs& a) {
+    return std::tie(a.d_x, a.d_weight, a.d_y, a.x, a.weight, a.rstd);
+}
+inline auto tensors(RopeArgs& a) { return std::tie(a.x, a.cos, a.sin, a.positions); }
+inline auto tensors(SwigluArgs& a) { return std::tie(a.y, a.gate, a.up); }
+inline auto tensors(SwigluBackwardArgs& a) {
+    return std::tie(a.d_gate, a.d_up, a.d_y, a.gate, a.up);
+}
+inline auto tensors(EmbeddingArgs& a) { return std::tie(a.y, a.table, a.tokens); }
+inline auto tensors(EmbeddingBackwardArgs& a) { return std::tie(a.d_table, a.d_y, a.tokens); }
+inline auto tensors(RowMaxArgs& a) { return std::tie(a.row_max, a.logits); }
+inline auto tensors(ExpSumArgs& a) {
+    return std::tie(a.exp_sum, a.target_logit, a.logits, a.row_max, a.targets);
+}
+inline auto tensors(CrossEntropyArgs& a) {
+    return std::tie(a.d_logits, a.loss_sum, a.logits, a.row_max, a.exp_sum, a.target_logit,
+                    a.targets);
+}
+inline auto tensors(AdamwArgs& a) {
+    return std::tie(a.param, a.m, a.v, a.m_scale, a.v_scale, a.grad);
+}
+inline auto tensors(QuantizeArgs& a) { return std::tie(a.codes, a.scale, a.nonfinite, a.x); }
+inline auto tensors(DequantizeArgs& a) { return std::tie(a.y, a.codes, a.scale); }
+inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
+inline auto tensors(MatmulArgs& a) { return std::tie(a.c, a.a, a.b, a.a_scale, a.b_scale); }
+
+// The ops that take their tensors one by one, as the others.
+struct AddArgs {
+    TensorView y;
+    ConstTensorView a, b;
+};
+struct CastArgs {
+    TensorView y;
+    ConstTensorView x;
+};
+struct ZeroArgs {
+    TensorView x;
+};
+struct FlagArgs {
+    TensorView flag;
+    ConstTensorView x;
+};
+struct SquaresArgs {
+    ExactSum* sum;
+    ConstTensorView x;
+    std::int64_t piece;
+};
+struct RopeTableArgs {
+    TensorView cos, sin;
+    double theta;
+};
+inline auto tensors(AddArgs& a) { return std::tie(a.y, a.a, a.b); }
+inline auto tensors(CastArgs& a) { return std::tie(a.y, a.x); }
+inline auto tensors(ZeroArgs& a) { return std::tie(a.x); }
+inline auto tensors(FlagArgs& a) { return std::tie(a.flag, a.x); }
+inline auto tensors(SquaresArgs& a) { return std::tie(a.x); }
+inline auto tensors(RopeTableArgs& a) { return std::tie(a.cos, a.sin); }
+inline void add_op(const AddArgs& a, const Exec& exec) { add(a.y, a.a, a.b, exec); }
+inline void cast_op(const CastArgs& a, const Exec& exec) { cast(a.y, a.x, exec); }
+inline void zero_op(const ZeroArgs& a, const Exec& exec) { zero(a.x, exec); }
+inline void flag_op(const FlagArgs& a, const Exec& exec) { flag_nonfinite(a.flag, a.x, exec); }
+inline void squares_op(const SquaresArgs& a, const Exec& exec) {
+    sum_of_squares(*a.sum, a.x, a.piece, exec);
+}
+inline void rope_table_op(const RopeTableArgs& a, const Exec& exec) {
+    rope_table(a.cos, a.sin, {.theta = a.theta}, exec);
+}
+
+/// Copies of host tensors on a device, each between guard bytes. Views of the same memory share
+/// their copy.
+class DeviceCopies {
+public:
+    explicit DeviceCopies(const Exec& exec) : exec_(exec) {}
+    template <class View>
+    void move(View& view) {
+        if (view.empty()) return;
+        Copy& copy = copy_of(view);
+        copy.written |= std::is_same_v<View, TensorView>;
+        view.data = copy.buffer.data() + kGuard;
+        view.device = exec_.device;
+    }
+    /// Waits for the op, and brings back what it may have written.
+    /// errors: runtime_error where it wrote outside, or into what is only read
+    void copy_back() {
+        for (const Copy& c : copies_) {
+            std::vector<std::byte> all(static_cast<std::size_t>(c.bytes + 2 * kGuard));
+            cuda::copy_from_device(all.data(), c.buffer.data(), std::ssize(all), exec_.stream);
+            cuda::synchronize(exec_.stream);
+            for (std::int64_t i = 0; i < kGuard; ++i)
+                if (all[static_cast<std::size_t>(i)] != kMark ||
+                    all[static_cast<std::size_t>(kGuard + c.bytes + i)] != kMark)
+                    throw std::runtime_error("an op wrote outside a tensor");
+            const auto size = static_cast<std::size_t>(c.bytes);
+            if (c.written)
+                std::memcpy(c.host, all.data() + kGuard, size);
+            else if (std::memcmp(c.host, all.data() + kGuard, size) != 0)
+                throw std::runtime_error("an op wrote into a tensor that it only reads");
+        }
+    }
+
+private:
+#if defined(__SANITIZE_ADDRESS__)
+    static constexpr std::int64_t kGuard = 0;  // it guards every piece of memory itself, reads too
+#else
+    static constexpr std::int64_t kGuard = 256;  // a multiple of every alignment
+#endif
+    static constexpr std::byte kMark{0xA5};
+    struct Copy {
+        std::byte* host;
+        std::int64_t bytes;
+        cuda::DeviceBuffer buffer;
+        bool written = false;
+    };
+    Copy& copy_of(const ConstTensorView& view) {
+        for (Copy& c : copies_)
+            if (c.host == view.data && c.bytes == view.bytes()) return c;
+        copies_.push_back({const_cast<std::byte*>(view.data), view.bytes(),
+                           cuda::DeviceBuffer(view.bytes() + 2 * kGuard)});
+        Copy& c = copies_.back();
+        std::vector<std::byte> all(static_cast<std::size_t>(c.bytes + 2 * kGuard), kMark);
+        std::memcpy(all.data() + kGuard, view.data, static_cast<std::size_t>(c.bytes));
+        cuda::copy_to_device(c.buffer.data(), all.data(), std::ssize(all), exec_.stream);
+        cuda::synchronize(exec_.stream);
+        return c;
+    }
+    Exec exec_;
+    std::vector<Copy> copies_;
+};
+
+/// op(args, exec) on tensors in host memory, wherever exec is.
+template <class Args>
+void run(void (*op)(const Args&, const Exec&), std::type_identity_t<Args> args, const Exec& exec) {
+    if (!exec.device.is_cuda()) return op(args, exec);
+    DeviceCopies copies(exec);
+    std::apply([&](auto&... views) { (copies.move(views), ...); }, tensors(args));
+    op(args, exec);
+    copies.copy_back();
+}
+
+}  // namespace stoa::test
