@@ -43,10 +43,11 @@ Plan plan_of(bool quick) {
                {128, 60, 16, 8.0f},
                {512, 60, 8, 10.0f},
                {512, 60, 8, 12.0f}},
-              20'000};
+              2048};
     if (quick) return plan;
     plan.lessons.push_back({2048, 50, 4, 14.0f});
-    plan.lessons.push_back({2048, 70, 4, 16.0f});  // exp(16): nine million tokens
+    plan.lessons.push_back({2048, 50, 4, 16.0f});
+    plan.lessons.push_back({2048, 100, 4, 18.0f});  // exp(18): 66 million tokens
     plan.tokens = 1'000'000;
     return plan;
 }
