@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <set>
 #include <sstream>
 
 #include "configs/attention_config.h"
@@ -49,7 +50,7 @@ std::map<std::string, std::string> identity(const RunConfig& c) {
     std::vector<std::int64_t> learned;  // windows and the like may change, as the learning rate
     for (std::int64_t l = 0; l < m.n_layers; ++l)
         if (learns_importance(c, l)) learned.push_back(l);
-    if (!learned.empty()) put("model.attention dynamic layers", join(learned));
+    if (!learned.empty()) put("model.attention, layers that select keys", join(learned));
     if (rotated_part(c) != 1.0) put("model.attention.rotate", rotated_part(c));
     PrecisionConfig precision = c.precision;
     precision.wide_attention = false;  // a decision of the policy, not of the configuration
@@ -157,15 +158,21 @@ CheckpointMeta checkpoint_meta(const TrainRun& run) {
 
 void check_identity(const CheckpointMeta& saved, const CheckpointMeta& now,
                     const std::string& dir) {
-    for (const auto& [key, value] : now.counters) {
-        if (!key.starts_with("identity.")) continue;
-        const auto at = saved.counters.find(key);
-        const std::string was = at == saved.counters.end() ? "(absent)" : at->second;
-        if (was != value)
+    std::set<std::string> keys;  // some are there only where they are not as usual
+    for (const CheckpointMeta* meta : {&saved, &now})
+        for (const auto& [key, value] : meta->counters)
+            if (key.starts_with("identity.")) keys.insert(key);
+    const auto value_of = [](const CheckpointMeta& meta, const std::string& key) {
+        const auto at = meta.counters.find(key);
+        return at == meta.counters.end() ? std::string("(absent)") : at->second;
+    };
+    for (const std::string& key : keys) {
+        const std::string was = value_of(saved, key), is = value_of(now, key);
+        if (was != is)
             throw ConfigError({.what = "the configuration does not continue this run",
                                .where = key.substr(9),
                                .expected = was + " (saved in " + dir + ")",
-                               .actual = value,
+                               .actual = is,
                                .hint = "set it back, or start another run with run.name=NAME"});
     }
     if (saved.tokenizer_hash != now.tokenizer_hash)
