@@ -14,10 +14,6 @@ std::vector<const AttentionConfig*> all_attention(const RunConfig& config) {
     return all;
 }
 
-bool selects(LayerAttention a) {
-    return a == LayerAttention::tree || a == LayerAttention::importance;
-}
-
 }  // namespace
 
 const AttentionConfig& attention_of(const RunConfig& config, const StageConfig& stage) {
@@ -43,7 +39,7 @@ LayerAttention layer_attention(const AttentionConfig& a, std::int64_t layer) {
 
 bool learns_importance(const RunConfig& config, std::int64_t layer) {
     return std::ranges::any_of(all_attention(config), [&](const AttentionConfig* a) {
-        return selects(layer_attention(*a, layer));
+        return selects_keys(layer_attention(*a, layer));
     });
 }
 

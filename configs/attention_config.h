@@ -8,6 +8,10 @@ namespace stoa {
 
 /// How one layer attends in one stage.
 enum class LayerAttention { dense, window, tree, importance };
+/// Whether such a layer selects keys by learned importance, and so has gates and sink logits.
+constexpr bool selects_keys(LayerAttention a) {
+    return a == LayerAttention::tree || a == LayerAttention::importance;
+}
 
 const AttentionConfig& attention_of(const RunConfig& config, const StageConfig& stage);
 LayerAttention layer_attention(const AttentionConfig& a, std::int64_t layer);

@@ -1,5 +1,4 @@
 #include "tests/support/catch.h"
-
 #include "tests/support/tiny_run.h"
 
 using namespace stoa;
@@ -9,8 +8,8 @@ TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
     const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
     const Recipe compute = GENERATE(Recipe::fp32, Recipe::bf16);
     const int tp = GENERATE(1, 2, 4);
-    const AttentionConfig attention =
-        GENERATE(AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"));
+    const AttentionConfig attention = GENERATE(
+        AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"));
     const RunConfig config =
         tiny_config({.recompute = recompute, .recipe = compute, .attention = attention}, 1, tp);
     const MemoryPlan plan = plan_memory(config, tp - 1, tp);
@@ -56,4 +55,20 @@ TEST_CASE("the plan holds the stage that needs most, whichever it is", "[unit]")
     config.stages.erase(config.stages.begin());
     config.stages[0].attention.reset();
     CHECK(plan_memory(config, 0, 1).activation_bytes < both);
+}
+
+TEST_CASE("a stage turns its positions by its own stretch, and the one before it again", "[unit]") {
+    RunConfig config = tiny_config({}, 1, 1);
+    config.stages.push_back(config.stages[0]);
+    config.stages[1].attention = AttentionConfig{.stretch = 4.0};
+    TrainState s = make_train_state(config, 0, 1, Exec{});
+    const auto cos_at = [&](std::int64_t position) {
+        const auto row = s.model.rope_cos.row<float>(position);
+        return std::vector<float>(row.begin(), row.end());
+    };
+    const auto at_2 = cos_at(2), at_8 = cos_at(8);
+    enter_stage(s, config.stages[1], Exec{});
+    CHECK(cos_at(8) == at_2);
+    enter_stage(s, config.stages[0], Exec{});
+    CHECK(cos_at(8) == at_8);
 }

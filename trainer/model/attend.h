@@ -8,10 +8,6 @@
 
 namespace stoa {
 
-/// Whether a layer selects keys by learned importance, and so has gates and sink logits.
-constexpr bool selects_keys(LayerAttention a) {
-    return a == LayerAttention::tree || a == LayerAttention::importance;
-}
 TreeRule tree_rule(const AttentionConfig& a);
 /// Of `importance`, or of `window`, which keeps nothing.
 KeyRule key_rule(const AttentionConfig& a, LayerAttention kind);
