@@ -19,9 +19,12 @@
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 #include "tests/support/forked_runs.h"
+#include "tests/support/grammar_share.h"
 #include "tests/support/quality_tasks.h"
+#include "tests/support/quality_verdict.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/inference/decode.h"
+#include "trainer/model/attend.h"
 #include "trainer/model/loss.h"
 
 using namespace stoa;
@@ -32,7 +35,6 @@ namespace {
 
 constexpr std::int64_t kLongest = 8;    // times the trained length
 constexpr std::int64_t kShortRow = 20;  // tokens that hold a fact and its question, of any task
-const char* const kKinds[] = {"tree", "importance", "dense", "window"};  // longest first
 
 std::vector<QualityTask> quality_tasks() {
     return {
@@ -84,19 +86,6 @@ std::vector<QualityTask> quality_tasks() {
          .leaf = 8},
     };
 }
-
-// In points of accuracy, and bits as a share.
-struct Lines {
-    double dense = 0.98;   // at least: else the task proves nothing
-    double window = 20.0;  // window-only is at least this far below dense
-    double mean = 1.0;     // the tree below dense: over all tasks and seeds ...
-    double worst = 2.0;    // ... of any seed of a task
-    double longest = 3.0;  // ... at 8 times the length, of any task
-    double bits = 0.005;
-};
-// For few steps and one seed: a selection that is broken is further off.
-constexpr Lines kQuickLines{
-    .dense = 0.9, .window = 30.0, .mean = 6.0, .worst = 6.0, .longest = 15.0, .bits = 0.02};
 
 struct Run {
     QualityTask task;
@@ -274,8 +263,34 @@ double bits_per_byte(TrainState& s, const Run& run, const CodeText& text, std::i
     return sum / static_cast<double>(bytes) / std::log(2.0);
 }
 
+// Of the bytes that the last layer selects in held-out code, the share that is grammar, against
+// that of the bytes that it could have selected.
+json grammar_selected(TrainState& s, const Run& run, const CodeText& text) {
+    const std::int64_t n = run.task.seq_len;
+    const AttentionConfig& rule = s.dims.attention_rule;
+    GrammarShare sum;
+    for (std::size_t at = 0; at + static_cast<std::size_t>(n) < text.held_out.size() &&
+                             at < 64u * static_cast<std::size_t>(n);
+         at += static_cast<std::size_t>(n)) {
+        MicroBatch mb{.seq_len = n};
+        append_bytes(mb, text.held_out, at);
+        load_micro_batch(s, mb);
+        model_forward(s, Mesh{}, Exec{});
+        const auto selection = s.acts.saved.back().selection.as<std::int32_t>();
+        const auto grammar =
+            grammar_bytes(std::string_view(text.held_out).substr(at, static_cast<std::size_t>(n)));
+        if (run.kind == "tree")
+            add_tree_queries(sum, selection, tree_rule(rule), grammar);
+        else
+            add_kept_queries(sum, selection, rule.window, rule.sinks, rule.keep, grammar);
+    }
+    return {{"selected", sum.selected}, {"share", sum.share()}, {"base_rate", sum.base_rate()}};
+}
+
 json measure(TrainState& s, const Run& run, const CodeText& text) {
     json out;
+    if (run.task.is_code() && (run.kind == "tree" || run.kind == "importance"))
+        out["grammar"] = grammar_selected(s, run, text);
     for (const std::int64_t times : {1, 2, 4, 8}) {
         const std::string x = fmt::format("{}x", times);
         if (run.task.is_code() && times <= 2) {
@@ -378,83 +393,6 @@ Options parse(int argc, char** argv) {
 }
 bool listed(const std::string& list, const std::string& name) {
     return list.empty() || ("," + list + ",").find("," + name + ",") != std::string::npos;
-}
-
-// One figure of all seeds of a task and kind, in the order of the seeds.
-struct Figures {
-    std::vector<double> values;
-    double mean() const {
-        double sum = 0.0;
-        for (const double v : values)
-            sum += v;
-        return sum / static_cast<double>(values.size());
-    }
-    double worst_below(const Figures& reference) const {
-        double worst = -1.0;
-        for (std::size_t i = 0; i < values.size(); ++i)
-            worst = std::max(worst, reference.values[i] - values[i]);
-        return worst;
-    }
-};
-Figures figures(std::vector<json> runs, const std::string& task, const std::string& kind,
-                const char* figure, const char* times) {
-    std::ranges::sort(runs, {}, [](const json& r) { return r.value("seed", 0); });
-    Figures f;
-    for (const json& r : runs)
-        if (r.is_object() && r["task"] == task && r["kind"] == kind && r.contains(figure))
-            f.values.push_back(r[figure].value(times, NAN));
-    return f;
-}
-
-// Every comparison of one task with dense, in points of accuracy; NaN where a run is missing fails
-// every line, since no comparison holds for it.
-json task_verdict(const std::vector<json>& runs, const std::string& task, const Lines& lines) {
-    json out{{"task", task}};
-    const auto compared = [&](const char* kind, const char* figure, const char* times) {
-        const Figures dense = figures(runs, task, "dense", figure, times),
-                      other = figures(runs, task, kind, figure, times);
-        const bool whole = !dense.values.empty() && dense.values.size() == other.values.size();
-        return whole ? std::pair{100.0 * (dense.mean() - other.mean()),
-                                 100.0 * other.worst_below(dense)}
-                     : std::pair{double{NAN}, double{NAN}};
-    };
-    const Figures dense = figures(runs, task, "dense", "accuracy", "1x");
-    out["dense"] = dense.values;
-    for (const char* kind : {"window", "tree", "importance"})
-        for (const char* times : {"1x", "2x", "4x", "8x"}) {
-            const auto [mean, worst] = compared(kind, "accuracy", times);
-            if (!std::isnan(mean))
-                out[kind][times] = {{"below_dense", mean}, {"worst_seed", worst}};
-        }
-    const auto [mean, worst] = compared("tree", "accuracy", "1x");
-    const double at_longest = compared("tree", "accuracy", "8x").first;
-    const double decoded = compared("tree", "decoded", "1x").first;
-    out["tree_decoded_below_dense"] = decoded;
-    out["mean"] = mean;
-    const bool solved = !dense.values.empty() && std::ranges::min(dense.values) >= lines.dense;
-    const bool far = compared("window", "accuracy", "1x").first >= lines.window;
-    out["dense_solves"] = solved;
-    out["window_fails"] = far;
-    out["holds"] = solved && far && worst <= lines.worst && at_longest <= lines.longest &&
-                   decoded <= lines.worst;
-    return out;
-}
-
-// Bits per byte against dense, as a share of dense's.
-json code_verdict(const std::vector<json>& runs, const Lines& lines) {
-    json out{{"task", "code"}};
-    bool holds = true;
-    for (const char* figure : {"bits", "last_quarter"})
-        for (const char* kind : kKinds) {
-            const Figures dense = figures(runs, "code", "dense", figure, "1x"),
-                          other = figures(runs, "code", kind, figure, "1x");
-            const double gap = other.mean() / dense.mean() - 1.0;
-            out[figure][kind] = {{"bits_per_byte", other.mean()}, {"above_dense", gap}};
-            if (std::strcmp(kind, "tree") == 0)
-                holds = holds && other.values.size() == dense.values.size() && gap <= lines.bits;
-        }
-    out["holds"] = holds;
-    return out;
 }
 
 // The lines of earlier runs.
