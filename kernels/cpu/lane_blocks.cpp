@@ -110,6 +110,58 @@ void row_dots(W* const* out, const W* const* rows, std::int64_t count, std::int6
     if (count == 1) some_row_dots<Lanes, 1>(out, rows, dim, block, ld);
 }
 
+/// Rows x Blocks chains side by side: each row value and each block's lanes serve several of them.
+template <int Rows, int Blocks, class W>
+inline void some_tile_dots(W* const* out, std::int64_t first, const W* const* rows,
+                           std::int64_t dim, const W* blocks) {
+    const W* x[Rows];
+    W sum[Rows][Blocks][kLanes];
+    for (int r = 0; r < Rows; ++r) {
+        x[r] = rows[r];
+        for (int i = 0; i < Blocks; ++i)
+            zero_lanes<kLanes>(sum[r][i]);
+    }
+    const std::int64_t ld = dim * kLanes;
+    for (std::int64_t c = 0; c < dim; ++c, blocks += kLanes)
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+            for (int i = 0; i < Blocks; ++i)
+                add_lanes<kLanes>(sum[r][i], x[r][c], blocks + i * ld);
+    for (int r = 0; r < Rows; ++r)
+        for (int i = 0; i < Blocks; ++i)
+            copy_lanes<kLanes>(out[r] + first + i * kLanes, sum[r][i]);
+}
+template <int Rows, class W>
+inline void rows_tile_dots(W* const* out, const W* const* rows, std::int64_t dim, const W* blocks,
+                           std::int64_t n) {
+    constexpr int kMost = Rows == 1 ? 8 : 4;
+    const std::int64_t size = dim * kLanes;
+    std::int64_t i = 0;
+    for (; i + kMost <= n; i += kMost)
+        some_tile_dots<Rows, kMost>(out, i * kLanes, rows, dim, blocks + i * size);
+    if (i + 4 <= n) {
+        some_tile_dots<Rows, 4>(out, i * kLanes, rows, dim, blocks + i * size);
+        i += 4;
+    }
+    if (i + 2 <= n) {
+        some_tile_dots<Rows, 2>(out, i * kLanes, rows, dim, blocks + i * size);
+        i += 2;
+    }
+    if (i < n) some_tile_dots<Rows, 1>(out, i * kLanes, rows, dim, blocks + i * size);
+}
+template <class W>
+void tile_dots(W* const* out, const W* const* rows, std::int64_t count, std::int64_t dim,
+               const W* blocks, std::int64_t n_blocks) {
+    for (; count >= 4; count -= 4, rows += 4, out += 4)
+        rows_tile_dots<4>(out, rows, dim, blocks, n_blocks);
+    if (count >= 2) {
+        rows_tile_dots<2>(out, rows, dim, blocks, n_blocks);
+        count -= 2, rows += 2, out += 2;
+    }
+    if (count == 1) rows_tile_dots<1>(out, rows, dim, blocks, n_blocks);
+}
+
 template <int Channels, class W>
 inline void some_add_runs(W* y, const RowRun<W>* runs, std::int64_t n, std::int64_t width,
                           std::int64_t first) {
@@ -142,25 +194,31 @@ inline void some_add_rows(W* const* ys, const W* const* weights, const W* rows, 
     }
     rows += first;
     for (std::int64_t j = 0; j < count; ++j, rows += width)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int r = 0; r < Rows; ++r)
             add_lanes<Channels>(sum[r], weight[r][j], rows);
     for (int r = 0; r < Rows; ++r)
         copy_lanes<Channels>(ys[r] + first, sum[r]);
 }
+template <int Rows, class W>
+inline void wide_add_rows(W* const* ys, const W* const* weights, const W* rows, std::int64_t count,
+                          std::int64_t width) {
+    std::int64_t c = 0;
+    for (; c + 4 * kLanes <= width; c += 4 * kLanes)
+        some_add_rows<Rows, 4 * kLanes>(ys, weights, rows, count, width, c);
+    for (; c < width; c += kLanes)
+        some_add_rows<Rows, kLanes>(ys, weights, rows, count, width, c);
+}
 template <class W>
 void add_rows(W* const* ys, const W* const* weights, std::int64_t n, const W* rows,
               std::int64_t count, std::int64_t width) {
-    for (std::int64_t r = 0; r < n; r += 2) {
-        const bool two = r + 1 < n;
-        std::int64_t c = 0;
-        for (; c + 4 * kLanes <= width; c += 4 * kLanes)
-            two ? some_add_rows<2, 4 * kLanes>(ys + r, weights + r, rows, count, width, c)
-                : some_add_rows<1, 4 * kLanes>(ys + r, weights + r, rows, count, width, c);
-        for (; c < width; c += kLanes)
-            two ? some_add_rows<2, kLanes>(ys + r, weights + r, rows, count, width, c)
-                : some_add_rows<1, kLanes>(ys + r, weights + r, rows, count, width, c);
+    for (; n >= 4; n -= 4, ys += 4, weights += 4)
+        wide_add_rows<4>(ys, weights, rows, count, width);
+    if (n >= 2) {
+        wide_add_rows<2>(ys, weights, rows, count, width);
+        n -= 2, ys += 2, weights += 2;
     }
+    if (n == 1) wide_add_rows<1>(ys, weights, rows, count, width);
 }
 
 template <int Keys, int Channels, class W>
@@ -208,20 +266,20 @@ template <auto Fn, class... A>
 template <class W>
 constexpr LaneKernels<W> kPortable{block_dots<kLanes, W>, block_dots<kHalfLanes, W>,
                                    row_dots<kLanes, W>,   row_dots<kHalfLanes, W>,
-                                   add_runs<W>,           add_rows<W>,
-                                   add_outer<W>};
+                                   tile_dots<W>,          add_runs<W>,
+                                   add_rows<W>,           add_outer<W>};
 #if defined(__x86_64__)
 template <class W>
 constexpr LaneKernels<W> kAvx512{
     on_avx512<block_dots<kLanes, W>>, on_avx512<block_dots<kHalfLanes, W>>,
     on_avx512<row_dots<kLanes, W>>,   on_avx512<row_dots<kHalfLanes, W>>,
-    on_avx512<add_runs<W>>,           on_avx512<add_rows<W>>,
-    on_avx512<add_outer<W>>};
+    on_avx512<tile_dots<W>>,          on_avx512<add_runs<W>>,
+    on_avx512<add_rows<W>>,           on_avx512<add_outer<W>>};
 template <class W>
 constexpr LaneKernels<W> kAvx2{on_avx2<block_dots<kLanes, W>>, on_avx2<block_dots<kHalfLanes, W>>,
                                on_avx2<row_dots<kLanes, W>>,   on_avx2<row_dots<kHalfLanes, W>>,
-                               on_avx2<add_runs<W>>,           on_avx2<add_rows<W>>,
-                               on_avx2<add_outer<W>>};
+                               on_avx2<tile_dots<W>>,          on_avx2<add_runs<W>>,
+                               on_avx2<add_rows<W>>,           on_avx2<add_outer<W>>};
 #endif
 
 }  // namespace

@@ -52,6 +52,9 @@ struct LaneKernels {
     using RowDots = void (*)(W* const* out, const W* const* x, std::int64_t count, std::int64_t dim,
                              const W* block, std::int64_t ld);
     RowDots row_dots, half_row_dots;
+    /// The same over blocks one behind the other, kLanes wide: out[r][i kLanes + l] of block i
+    void (*tile_dots)(W* const* out, const W* const* x, std::int64_t count, std::int64_t dim,
+                      const W* blocks, std::int64_t n_blocks);
     /// y += sum over the runs' rows of weight * row, in order
     void (*add_runs)(W* y, const RowRun<W>* runs, std::int64_t n, std::int64_t width);
     /// y[r] += sum_j weights[r][j] row_j for n ys

@@ -14,6 +14,9 @@
 namespace stoa::cpu {
 namespace {
 
+constexpr std::int64_t kBatch = 32;    // rows that meet a leaf at a time
+constexpr std::int64_t kNearRows = 8;  // rows that pass their local range at a time
+
 /// Working memory of a chunk. The logits of a query and head, later its weights: of its
 /// candidates, level by level from the top; of its leaves, slot by slot, in the lanes of their
 /// packs; of its local range.
@@ -23,9 +26,9 @@ struct Work {
     std::int64_t slots, max_blocks, max_nodes, leaf_packs;
     SiblingBlock* blocks;                         // (count, max_blocks)
     std::int32_t *n_blocks, *n_nodes, *n_leaves;  // (count)
-    W *node_z, *leaf_z;    // (count, group, max_nodes), (count, group, slots, leaf lanes)
-    W* local_z;            // of one query and head
-    std::int32_t* offset;  // (dim) of a pack's channels
+    W *node_z, *leaf_z;  // (count, group, max_nodes), (count, group, slots, leaf lanes)
+    std::int64_t local_lanes;
+    W* local_z;  // (kNearRows, local_lanes)
     SelectedLeaves leaves;
     std::int64_t leaf_lanes() const { return leaf_packs * kLanes; }
 };
@@ -34,7 +37,6 @@ struct CountsTag;
 struct NodeTag;
 struct LeafTag;
 struct LocalTag;
-struct OffsetTag;
 struct EntryTag;
 
 /// Packs that a leaf can touch.
@@ -52,9 +54,7 @@ Work<W> place_work(const KeyTree<W>& tree, const TreeQueries<W>& b) {
                        max_nodes = max_blocks * rule.fanout, leaf_packs = packs_of_leaf(rule.leaf);
     const std::int64_t heads = b.count * b.group;
     auto* const counts = scratch<CountsTag, std::int32_t>(3 * b.count);
-    auto* const offset = scratch<OffsetTag, std::int32_t>(tree.dim);
-    for (std::int64_t c = 0; c < tree.dim; ++c)
-        offset[c] = static_cast<std::int32_t>(c * kLanes);
+    const std::int64_t local_lanes = round_up(rule.window + rule.leaf + kLanes, kLanes) + kLanes;
     return {lane_kernels<W>(current_isa()),
             slots,
             max_blocks,
@@ -66,13 +66,11 @@ Work<W> place_work(const KeyTree<W>& tree, const TreeQueries<W>& b) {
             counts + 2 * b.count,
             scratch<NodeTag, W>(heads * max_nodes),
             scratch<LeafTag, W>(heads * slots * leaf_packs * kLanes),
-            scratch<LocalTag, W>(round_up(rule.window + rule.leaf + kLanes, kLanes) + kLanes),
-            offset,
+            local_lanes,
+            scratch<LocalTag, W>(kNearRows * local_lanes),
             {b.selection, b.count, b.levels * slots, slots, 0,
              scratch<EntryTag, std::int32_t>(b.count * slots)}};
 }
-
-constexpr std::int64_t kBatch = 32;  // rows that meet a leaf at a time
 
 /// Calls fn(n, rows) for batches of the (query, head) rows of entries [first, last): row and leaf
 /// logits of each.
@@ -96,30 +94,23 @@ void in_batches(const Work<W>& w, std::int64_t group, std::int64_t first, std::i
 template <class W>
 void leaf_logits(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w) {
     for_each_leaf(w.leaves, [&](std::int64_t leaf, std::int64_t first, std::int64_t last) {
-        const std::int64_t begin = leaf * tree.rule.leaf, end = begin + tree.rule.leaf;
-        const std::int64_t first_pack = begin / kLanes, packs = (end - 1) / kLanes + 1 - first_pack;
+        const std::int64_t begin = leaf * tree.rule.leaf, end = begin + tree.rule.leaf,
+                           first_pack = begin / kLanes, token = first_pack * kLanes,
+                           lanes = round_up(end, kLanes) - token;
+        const W* const gate = tree.gate + token;
         in_batches(w, b.group, first, last, [&](std::int64_t n, const std::int64_t* row, W** z) {
             const W* q[kBatch];
-            W* out[kBatch];
             for (std::int64_t i = 0; i < n; ++i)
                 q[i] = b.q + row[i] * tree.width;
-            for (std::int64_t p = 0; p < w.leaf_packs; ++p) {
-                for (std::int64_t i = 0; i < n; ++i)
-                    out[i] = z[i] + p * kLanes;
-                // Lanes [low, high) of this pack belong to the leaf.
-                const std::int64_t token = (first_pack + p) * kLanes;
-                const auto low = static_cast<int>(std::max<std::int64_t>(0, begin - token)),
-                           high = static_cast<int>(std::min<std::int64_t>(kLanes, end - token));
-                const bool any = p < packs;
-                if (any) w.kernels.row_dots(out, q, n, tree.dim, tree.pack(first_pack + p), kLanes);
-                const W* const gate = tree.gate + (any ? token : 0);
-                for (std::int64_t i = 0; i < n; ++i) {
-                    W* const logit = out[i];
-                    for_lanes<kLanes>([&](int l) {
-                        const W x = b.scale * logit[l] + gate[l];
-                        logit[l] = l >= low && l < high ? x : -std::numeric_limits<W>::infinity();
-                    });
-                }
+            w.kernels.tile_dots(z, q, n, tree.dim, tree.pack(first_pack), lanes / kLanes);
+            for (std::int64_t i = 0; i < n; ++i) {
+                W* const logit = z[i];
+                for (std::int64_t l = 0; l < lanes; ++l)
+                    logit[l] = b.scale * logit[l] + gate[l];
+                // The packs hold tokens of other leaves too.
+                std::fill_n(logit, begin - token, -std::numeric_limits<W>::infinity());
+                std::fill_n(logit + end - token, w.leaf_lanes() - (end - token),
+                            -std::numeric_limits<W>::infinity());
             }
         });
     });
@@ -140,71 +131,87 @@ void leaf_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>&
     });
 }
 
-/// Logits of the local range in the lanes of its packs; returns how many lanes.
+/// Products with the tokens from `token` on become logits of the local range, which begins at
+/// `first`.
 template <class W>
-std::int64_t local_logits(W* z, const KeyTree<W>& tree, const W* q, std::int64_t t,
-                          const Work<W>& w, W scale) {
-    const TreeRule& rule = tree.rule;
-    const std::int64_t first = far_leaves(rule, t) * rule.leaf, first_pack = first / kLanes,
-                       packs = t / kLanes + 1 - first_pack;
-    for (std::int64_t p = 0; p < packs; p += kBatch) {
-        const W* pack[kBatch];
-        const std::int64_t n = std::min(kBatch, packs - p);
-        for (std::int64_t i = 0; i < n; ++i)
-            pack[i] = tree.pack(first_pack + p + i);
-        w.kernels.block_dots(z + p * kLanes, q, w.offset, tree.dim, pack, n);
-    }
-    const W inverse = W{1} / static_cast<W>(rule.window);
-    const std::int64_t token = first_pack * kLanes;
+void gate_local(W* z, std::int64_t lanes, const KeyTree<W>& tree, std::int64_t token,
+                std::int64_t first, std::int64_t t, W scale) {
+    const W inverse = W{1} / static_cast<W>(tree.rule.window);
     const W* const gate = tree.gate + token;
-    const auto age = static_cast<std::int32_t>(t - token),
-               oldest = static_cast<std::int32_t>(t - first);
-    for (std::int32_t l = 0; l < packs * kLanes; ++l) {
+    const auto age = static_cast<std::int32_t>(t - token);
+    for (std::int32_t l = 0; l < lanes; ++l) {
         const W x = static_cast<W>(age - l) * inverse, ramp = x < W{1} ? x : W{1};
-        const W logit = scale * z[l] + ramp * gate[l];
-        z[l] = l <= age && age - l <= oldest ? logit : -std::numeric_limits<W>::infinity();
+        z[l] = scale * z[l] + ramp * gate[l];
     }
-    return packs * kLanes;
+    std::fill_n(z, first - token, -std::numeric_limits<W>::infinity());
+    std::fill(z + age + 1, z + lanes, -std::numeric_limits<W>::infinity());
 }
 
-/// The softmax of query r and head g; its output gets the values of its local range and summaries.
-/// Returns 1 / sum.
+/// Logits of a row become weights of their sum, whose inverse it returns.
 template <class W>
-W near_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w, std::int64_t r,
-              std::int64_t g, RowRun<W>* runs) {
-    const std::int64_t row = r * b.group + g, t = b.begin + r, nodes = w.n_nodes[r];
-    W* const local = w.local_z;
-    W* node = w.node_z + row * w.max_nodes;
-    W* const leaf = w.leaf_z + row * w.slots * w.leaf_lanes();
-    const std::int64_t near = local_logits(local, tree, b.q + row * tree.width, t, w, b.scale),
+W softmax_row(const TreeQueries<W>& b, const Work<W>& w, std::int64_t row, W* local,
+              std::int64_t near) {
+    const std::int64_t r = row / b.group, nodes = w.n_nodes[r],
                        far = w.n_leaves[r] * w.leaf_lanes();
+    W* const node = w.node_z + row * w.max_nodes;
+    W* const leaf = w.leaf_z + row * w.slots * w.leaf_lanes();
     // A query always sees itself, so the maximum is finite.
-    const W sink = b.sink[g];
+    const W sink = b.sink[row % b.group];
     W max = lane_max<W>(near, sink, [&](std::int64_t j) { return local[j]; });
     max = lane_max<W>(nodes, max, [&](std::int64_t j) { return node[j]; });
     max = lane_max<W>(far, max, [&](std::int64_t j) { return leaf[j]; });
     W sum = std::exp(sink - max);
     const auto weights = [&](W* z, std::int64_t n) {
-        for (std::int64_t j = 0; j < n; ++j)
-            z[j] = fast_exp(z[j] - max);
-        sum += lane_sum<W>(n, [&](std::int64_t j) { return z[j]; });
+        sum += lane_sum<W>(n, [&](std::int64_t j) { return z[j] = fast_exp(z[j] - max); });
     };
     weights(local, near);
     weights(node, nodes);
     weights(leaf, far);
     b.lse[row] = max + std::log(sum);
-    const std::int64_t first = far_leaves(tree.rule, t) * tree.rule.leaf;
-    std::int64_t n = 0;
-    runs[n++] = {tree.v + first * tree.width, local + first % kLanes, t + 1 - first};
-    for (std::int64_t i = 0; i < w.n_blocks[r]; ++i) {
-        const SiblingBlock& block = w.blocks[r * w.max_blocks + i];
-        const TreeLevel<W>& level = tree.levels[static_cast<std::size_t>(block.level)];
-        runs[n++] = {level.mean_v + block.block * tree.rule.fanout * tree.width, node, block.count};
-        node += block.count;
-    }
-    std::fill_n(b.out + row * tree.width, tree.width, W{0});
-    w.kernels.add_runs(b.out + row * tree.width, runs, n, tree.width);
     return W{1} / sum;
+}
+
+/// The softmax of n (query, head) rows whose local ranges begin at one token; their outputs get the
+/// values of local ranges and summaries. Fills inverse (n) with 1 / sum.
+template <class W>
+void near_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w,
+                 std::int64_t row, std::int64_t n, RowRun<W>* runs, W* inverse) {
+    const std::int64_t t = b.begin + row / b.group, last = b.begin + (row + n - 1) / b.group,
+                       first = far_leaves(tree.rule, t) * tree.rule.leaf,
+                       first_pack = first / kLanes, token = first_pack * kLanes,
+                       shared = t + 1 - first;
+    const W *q[kNearRows], *weights[kNearRows];
+    W *z[kNearRows], *out[kNearRows];
+    for (std::int64_t i = 0; i < n; ++i) {
+        q[i] = b.q + (row + i) * tree.width;
+        z[i] = w.local_z + i * w.local_lanes;
+        weights[i] = z[i] + first - token;
+        out[i] = b.out + (row + i) * tree.width;
+        std::fill_n(out[i], tree.width, W{0});
+    }
+    w.kernels.tile_dots(z, q, n, tree.dim, tree.pack(first_pack), last / kLanes + 1 - first_pack);
+    for (std::int64_t i = 0; i < n; ++i) {
+        const std::int64_t of = b.begin + (row + i) / b.group,
+                           lanes = (of / kLanes + 1 - first_pack) * kLanes;
+        gate_local(z[i], lanes, tree, token, first, of, b.scale);
+        inverse[i] = softmax_row(b, w, row + i, z[i], lanes);
+    }
+    // The first query's range together, then what each sees beyond it, then its summaries.
+    w.kernels.add_rows(out, weights, n, tree.v + first * tree.width, shared, tree.width);
+    for (std::int64_t i = 0; i < n; ++i) {
+        const std::int64_t r = (row + i) / b.group;
+        const W* node = w.node_z + (row + i) * w.max_nodes;
+        std::int64_t n_runs = 0;
+        runs[n_runs++] = {tree.v + (t + 1) * tree.width, weights[i] + shared, b.begin + r - t};
+        for (std::int64_t j = 0; j < w.n_blocks[r]; ++j) {
+            const SiblingBlock& block = w.blocks[r * w.max_blocks + j];
+            const TreeLevel<W>& level = tree.levels[static_cast<std::size_t>(block.level)];
+            runs[n_runs++] = {level.mean_v + block.block * tree.rule.fanout * tree.width, node,
+                              block.count};
+            node += block.count;
+        }
+        w.kernels.add_runs(out[i], runs, n_runs, tree.width);
+    }
 }
 
 template <class W>
@@ -255,9 +262,12 @@ void tree_attend(const KeyTree<W>& tree, const TreeQueries<W>& b) {
     order_leaves(w.leaves, scratch<LeafBeginTag, std::int64_t>(far + 1), far);
     vectorised([&] { leaf_logits(tree, b, w); });
     vectorised([&] {
-        for (std::int64_t r = 0; r < b.count; ++r)
-            for (std::int64_t g = 0; g < b.group; ++g)
-                inverse[r * b.group + g] = near_values(tree, b, w, r, g, runs);
+        const std::int64_t rows = b.count * b.group, leaf = tree.rule.leaf;
+        for (std::int64_t row = 0, end = 0; row < rows; row = end) {
+            const std::int64_t t = b.begin + row / b.group, next_leaf = (t / leaf + 1) * leaf;
+            end = std::min({rows, row + kNearRows, (next_leaf - b.begin) * b.group});
+            near_values(tree, b, w, row, end - row, runs, inverse + row);
+        }
     });
     vectorised([&] {
         leaf_values(tree, b, w);
