@@ -16,6 +16,7 @@ W lane_fold(std::int64_t n, W start, const Term& term, const Combine& combine) {
         lane[l] = start;
     std::int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes)
+#pragma GCC unroll 1  // unrolled, it would not be seen as one vector
         for (int l = 0; l < kLanes; ++l)
             lane[l] = combine(lane[l], term(i + l));
     for (int l = 0; i + l < n; ++l)

@@ -162,7 +162,7 @@ W softmax_row(const TreeQueries<W>& b, const Work<W>& w, std::int64_t row, W* lo
     max = lane_max<W>(far, max, [&](std::int64_t j) { return leaf[j]; });
     W sum = std::exp(sink - max);
     const auto weights = [&](W* z, std::int64_t n) {
-        sum += lane_sum<W>(n, [&](std::int64_t j) { return z[j] = fast_exp(z[j] - max); });
+        sum += lane_sum<W>(n, [&](std::int64_t j) { return z[j] = fused_exp(z[j] - max); });
     };
     weights(local, near);
     weights(node, nodes);
@@ -285,8 +285,8 @@ std::int64_t tree_chunk(const TreeRule& rule, std::int64_t len, std::int64_t gro
     const std::int64_t values =
         levels * (slots + 1) * rule.fanout + slots * packs_of_leaf(rule.leaf) * kLanes + 2 * dim;
     constexpr std::int64_t kValues = 1 << 21, kLeast = 64, kMost = 4096;
-    // A leaf is met some 4 times where all are selected alike.
-    const std::int64_t wanted = std::min(kMost, len / rule.leaf * 4 / slots);
+    // A leaf is met some 8 times where all are selected alike.
+    const std::int64_t wanted = std::min(kMost, len / rule.leaf * 8 / slots);
     return std::max(kLeast, std::min(wanted, kValues / (values * group)));
 }
 

@@ -125,7 +125,7 @@ void add_pack(const TreeBackward<W>& b, Batch<W>& batch, const TokenSums<W>& sum
         for_lanes<kLanes>([&](std::int32_t l) {
             const W x = static_cast<W>(age - l) * inverse, ramp = x < W{1} ? x : W{1};
             const bool seen = l <= age && age - l <= oldest;
-            const W weight = fast_exp(b.scale * p[l] + ramp * gate[l] - lse),
+            const W weight = fused_exp(b.scale * p[l] + ramp * gate[l] - lse),
                     d_z = weight * (z[l] - delta);
             p[l] = seen ? weight : W{0};
             z[l] = seen ? d_z : W{0};
@@ -189,7 +189,7 @@ void block_gradients(const TreeBackward<W>& b, const BlockId& id) {
                 W *const p = batch.p + i * lanes, *const z = batch.d_z + i * lanes;
                 const W lse = batch.lse[i], delta = batch.delta[i];
                 for_children(lanes, [&](int j) {
-                    p[j] = fast_exp(b.scale * p[j] + bias[j] - lse);
+                    p[j] = fused_exp(b.scale * p[j] + bias[j] - lse);
                     z[j] = p[j] * (z[j] - delta);
                 });
                 // What is not complete to the query, or expanded, stands for nothing. Without

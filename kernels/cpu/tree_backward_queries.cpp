@@ -30,14 +30,14 @@ struct Chunk {
 template <class W>
 void score_gradients(W* z, const W* d_p, const W* bias, std::int64_t n, W scale, W lse, W delta) {
     for (std::int64_t l = 0; l < n; ++l)
-        z[l] = fast_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta);
+        z[l] = fused_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta);
 }
 
 /// The same for one pack.
 template <class W>
 void pack_gradients(W* z, const W* d_p, const W* bias, W scale, W lse, W delta) {
     for_lanes<kLanes>(
-        [&](int l) { z[l] = fast_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta); });
+        [&](int l) { z[l] = fused_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta); });
 }
 
 /// Local range: d_z in the lanes of its packs.
