@@ -221,7 +221,7 @@ Descent<W> place_descent(const KeyTree<W>& tree, std::int64_t group) {
     struct DotsTag;
     struct BoundTag;
     struct BestTag;
-    struct SomeTag;
+    struct RoomTag;
     const std::int64_t blocks = tree_slots(tree.rule) + 1, nodes = blocks * tree.rule.fanout;
     W* const bound = scratch<BoundTag, W>(2 * nodes);
     return {lane_kernels<W>(current_isa()),
@@ -230,8 +230,8 @@ Descent<W> place_descent(const KeyTree<W>& tree, std::int64_t group) {
             scratch<DotsTag, W>(group * blocks * tree.row_lanes),
             bound,
             bound + nodes,
-            scratch<BestTag, std::pair<W, std::int32_t>>(nodes),
-            scratch<SomeTag, std::int32_t>(nodes + 1)};
+            scratch<BestTag, std::int32_t>(nodes + 1),
+            scratch<RoomTag, std::pair<W, std::int32_t>>(nodes)};
 }
 
 }  // namespace

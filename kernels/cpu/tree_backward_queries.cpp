@@ -33,13 +33,6 @@ void score_gradients(W* z, const W* d_p, const W* bias, std::int64_t n, W scale,
         z[l] = fused_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta);
 }
 
-/// The same for one pack.
-template <class W>
-void pack_gradients(W* z, const W* d_p, const W* bias, W scale, W lse, W delta) {
-    for_lanes<kLanes>(
-        [&](int l) { z[l] = fused_exp(scale * z[l] + bias[l] - lse) * (d_p[l] - delta); });
-}
-
 /// Local range: d_z in the lanes of its packs.
 template <class W>
 RowRun<W> local_part(const TreeBackward<W>& b, const Chunk<W>& c, std::int64_t t, std::int64_t row,
@@ -125,21 +118,19 @@ void leaf_part(const TreeBackward<W>& b, const Chunk<W>& c, const SelectedLeaves
             d_out[i] = c.d_out + row[i] * tree.width;
             d_q[i] = c.d_q + row[i] * tree.width;
         }
-        for (std::int64_t p = 0; p < packs; ++p) {
-            for (std::int64_t i = 0; i < n; ++i) {
-                s[i] = z + i * lanes + p * kLanes;
-                d_p[i] = d_z + i * lanes + p * kLanes;
-            }
-            c.kernels.row_dots(s, q, n, tree.dim, tree.pack(first_pack + p), kLanes);
-            c.kernels.row_dots(d_p, d_out, n, tree.dim, b.pack_v(first_pack + p), kLanes);
-            for (std::int64_t i = 0; i < n; ++i) {
-                const std::int64_t at = c.begin * b.group + row[i];
-                pack_gradients(s[i], d_p[i], tree.gate + (first_pack + p) * kLanes, b.scale,
-                               b.lse[at], b.delta[at]);
-            }
+        for (std::int64_t i = 0; i < n; ++i) {
+            s[i] = z + i * lanes;
+            d_p[i] = d_z + i * lanes;
+        }
+        c.kernels.tile_dots(s, q, n, tree.dim, tree.pack(first_pack), packs);
+        c.kernels.tile_dots(d_p, d_out, n, tree.dim, b.pack_v(first_pack), packs);
+        for (std::int64_t i = 0; i < n; ++i) {
+            const std::int64_t at = c.begin * b.group + row[i];
+            score_gradients(s[i], d_p[i], tree.gate + first_pack * kLanes, packs * kLanes, b.scale,
+                            b.lse[at], b.delta[at]);
         }
         for (std::int64_t i = 0; i < n; ++i)
-            s[i] = z + i * lanes + begin % kLanes;
+            s[i] += begin % kLanes;
         c.kernels.add_rows(d_q, s, n, b.k + begin * tree.width, tree.rule.leaf, tree.width);
     };
     for_each_leaf(leaves, [&](std::int64_t leaf, std::int64_t first, std::int64_t last) {

@@ -1,5 +1,6 @@
 #pragma once
 // The descent of one query through a key tree.
+#include <functional>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -17,8 +18,8 @@ struct Descent {
     std::int32_t* offset;     // (group, dim): a channel's largest or least, by the sign of q
     const W** block;          // (blocks, row_lanes / kLanes)
     W *dots, *bound, *score;  // (group, blocks, row_lanes), (nodes), (nodes)
-    std::pair<W, std::int32_t>* best;  // (nodes)
-    std::int32_t* some;                // (nodes)
+    std::int32_t* best;       // (nodes + 1)
+    std::pair<W, std::int32_t>* room;  // (nodes)
 };
 
 /// A number that at least `take` of n scores reach, and that few more do: the take-th largest of
@@ -26,60 +27,63 @@ struct Descent {
 template <class W>
 W score_to_reach(const W* score, std::int64_t n, std::int64_t take) {
     constexpr W kLeast = -std::numeric_limits<W>::infinity();
-    if (take > kLanes || n < 2 * kLanes) return kLeast;
+    if (take > kLanes) return kLeast;
     W most[kLanes];
-    for_lanes<kLanes>([&](int l) { most[l] = score[l]; });
-    std::int64_t j = kLanes;
+    for_lanes<kLanes>([&](int l) { most[l] = kLeast; });
+    std::int64_t j = 0;
+    const auto rise = [&](const W* x) {
+        for_lanes<kLanes>([&](int l) { most[l] = x[l] > most[l] ? x[l] : most[l]; });
+    };
     for (; j + kLanes <= n; j += kLanes)
-        for_lanes<kLanes>([&](int l) {
-            const W x = score[j + l];
-            most[l] = x > most[l] ? x : most[l];
-        });
+        rise(score + j);
+    if (j < n) {
+        W rest[kLanes];
+        for_lanes<kLanes>([&](int l) { rest[l] = kLeast; });
+        std::copy(score + j, score + n, rest);
+        rise(rest);
+    }
     W larger[kLanes] = {};
     for (int i = 0; i < kLanes; ++i) {
         const W x = most[i];
         for_lanes<kLanes>([&](int l) { larger[l] += x > most[l] ? W{1} : W{0}; });
     }
     const W wanted = static_cast<W>(take);
-    W least = std::numeric_limits<W>::infinity();
-    for (int l = 0; l < kLanes; ++l) {
-        const W x = larger[l] < wanted ? most[l] : std::numeric_limits<W>::infinity();
-        least = x < least ? x : least;
-    }
-    return least;
+    return -lane_max<W>(kLanes, kLeast,
+                        [&](std::int64_t l) { return larger[l] < wanted ? -most[l] : kLeast; });
 }
 
-/// Positions of the `take` largest of n scores, the later one among equals, ascending.
+/// Positions of the `take` largest of n scores, the later one among equals, ascending. room: (n).
 template <class W>
-std::int64_t best_positions(std::pair<W, std::int32_t>* best, std::int32_t* some, const W* score,
+std::int64_t best_positions(std::int32_t* best, std::pair<W, std::int32_t>* room, const W* score,
                             std::int64_t n, std::int64_t take) {
     take = std::min(take, n);
-    constexpr std::int64_t kInsert = 32;  // beyond, inserting costs more than a selection
-    if (take == n || take > kInsert) {
-        for (std::int64_t j = 0; j < n; ++j)
-            best[j] = {score[j], static_cast<std::int32_t>(j)};
-        if (take < n)
-            std::nth_element(best, best + take, best + n, [](const auto& a, const auto& b) {
-                return a.first > b.first || (a.first == b.first && a.second > b.second);
-            });
-    } else {
-        const W reach = score_to_reach(score, n, take);
-        std::int64_t left = 0;
-        for (std::int64_t j = 0; j < n; ++j) {
-            some[left] = static_cast<std::int32_t>(j);
-            left += score[j] >= reach ? 1 : 0;
-        }
-        std::int64_t filled = 0;
-        for (std::int64_t i = 0; i < left; ++i) {
-            const W x = score[some[i]];
-            if (filled == take && x < best[take - 1].first) continue;
-            std::int64_t at = filled < take ? filled++ : take - 1;
-            for (; at > 0 && best[at - 1].first <= x; --at)
-                best[at] = best[at - 1];
-            best[at] = {x, some[i]};
-        }
+    const W reach = score_to_reach(score, n, take);
+    std::int64_t left = 0;
+    for (std::int64_t j = 0; j < n; ++j) {
+        best[left] = static_cast<std::int32_t>(j);
+        left += score[j] >= reach ? 1 : 0;
     }
-    std::sort(best, best + take, [](const auto& a, const auto& b) { return a.second < b.second; });
+    constexpr std::int64_t kFewMore = 16;
+    if (left - take > kFewMore) {
+        for (std::int64_t i = 0; i < left; ++i)
+            room[i] = {score[best[i]], best[i]};
+        std::nth_element(room, room + take, room + left, std::greater<>());
+        for (std::int64_t i = 0; i < take; ++i)
+            best[i] = room[i].second;
+        std::sort(best, best + take);
+        return take;
+    }
+    for (; left > take; --left) {  // the least goes, the first among equals
+        std::int64_t least = 0;
+        W x = score[best[0]];
+        for (std::int64_t i = 1; i < left; ++i) {
+            const W y = score[best[i]];
+            least = y < x ? i : least;
+            x = y < x ? y : x;
+        }
+        for (std::int64_t i = least + 1; i < left; ++i)
+            best[i - 1] = best[i];
+    }
     return take;
 }
 
@@ -158,18 +162,18 @@ std::int64_t descend(const KeyTree<W>& tree, const TreeQueries<W>& b, std::int64
         // The first leaf, and so every node above it, is read whatever its rank.
         const std::int64_t forced = rule.sinks > 0 && n > 0 && blocks[0].block == 0 ? 1 : 0;
         const std::int64_t taken =
-            best_positions(d.best, d.some, d.score + forced, n - forced, rule.beam);
+            best_positions(d.best, d.room, d.score + forced, n - forced, rule.beam);
         const auto expand = [&](std::int64_t slot, std::int64_t position) {
-            std::int64_t in_block = position, i = 0;
-            for (; in_block >= f; in_block -= f)
-                ++i;
-            expanded[slot] = static_cast<std::int32_t>(blocks[i].block * f + in_block);
+            const auto at = static_cast<std::uint32_t>(position),
+                       i = at / static_cast<std::uint32_t>(f);
+            expanded[slot] = static_cast<std::int32_t>(blocks[i].block * f + at -
+                                                       i * static_cast<std::uint32_t>(f));
             for (std::int64_t g = 0; g < b.group; ++g)
                 node_z[g * z_ld + position] = -std::numeric_limits<W>::infinity();
         };
         if (forced > 0) expand(0, 0);
         for (std::int64_t i = 0; i < taken; ++i)
-            expand(forced + i, d.best[i].second + forced);
+            expand(forced + i, d.best[i] + forced);
         node_z += n;
         blocks += n_blocks;
     }
