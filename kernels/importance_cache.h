@@ -38,4 +38,13 @@ struct ImportanceCacheArgs {
 void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& args,
                              const Exec& exec);
 
+/// Appends tokens whose queries are answered elsewhere: leaves what importance_cache_attend leaves.
+/// O(log keep) per token; what goes over the whole cache is done once a call.
+/// shapes, dtype: as ImportanceCacheArgs     comm: none     errors: ShapeError
+struct ImportanceCacheKeys {
+    ConstTensorView k, v, gate, importance;
+};
+void importance_cache_append(ImportanceCache& cache, const ImportanceCacheKeys& keys,
+                             const Exec& exec);
+
 }  // namespace stoa

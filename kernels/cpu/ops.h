@@ -30,6 +30,7 @@ void select_keys(const SelectKeysArgs& args);
 void importance_attention_forward(const ImportanceAttentionArgs& args);
 void importance_attention_backward(const ImportanceAttentionBackwardArgs& args);
 void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& args);
+void importance_cache_append(ImportanceCache& cache, const ImportanceCacheKeys& keys);
 void tree_attention_forward(const TreeAttentionArgs& args);
 void tree_attention_backward(const TreeAttentionBackwardArgs& args);
 std::int64_t tree_cache_values(const TreeRule& rule, std::int64_t head_dim, std::int64_t capacity,

@@ -106,6 +106,51 @@ TEST_CASE("decoding token by token or in parts has the bits of the whole sequenc
     }
 }
 
+TEST_CASE("a cache that tokens were only appended to answers the next ones alike") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    for (const Case& s : kCases) {
+        const Inputs in = make_inputs(s, dtype);
+        const auto whole = bytes_of(whole_forward(s, in, dtype));
+        for (const auto& [parts, from] :
+             std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>>{
+                 {{1}, 3}, {{1000}, s.len / 2}, {{5, 1, 30}, s.len - 7}, {{64, 2}, s.len - 1}}) {
+            ImportanceCache cache = make_importance_cache(s.rule, s.n_kv_heads, s.dim, dtype);
+            Tensor out(in.q.view.shape, dtype);
+            std::size_t part = 0;
+            for (std::int64_t t = 0; t < s.len;) {
+                const std::int64_t end = t < from ? from : s.len,
+                                   count = std::min(parts[part++ % parts.size()], end - t);
+                const auto rows = [&](const TensorView& x) {
+                    return x.empty() ? TensorView{} : x.slice_rows(t, count);
+                };
+                const ImportanceCacheKeys keys{rows(in.k.view), rows(in.v.view), rows(in.gate.view),
+                                               rows(in.importance.view)};
+                if (t < from)
+                    importance_cache_append(cache, keys, {});
+                else
+                    importance_cache_attend(cache,
+                                            {.out = rows(out.view),
+                                             .q = rows(in.q.view),
+                                             .k = keys.k,
+                                             .v = keys.v,
+                                             .gate = keys.gate,
+                                             .importance = keys.importance,
+                                             .sink_logit = in.sink_logit,
+                                             .scale = 0.25},
+                                            {});
+                t += count;
+            }
+            CAPTURE(dtype_name(dtype), s.len, s.rule.window, s.rule.keep, parts[0], from);
+            CHECK(cache.length == s.len);
+            const auto tail = bytes_of(out);
+            const auto skipped = static_cast<std::ptrdiff_t>(from * out.view.bytes() /
+                                                             std::max<std::int64_t>(1, s.len));
+            REQUIRE(tail.size() == whole.size());
+            CHECK(std::equal(tail.begin() + skipped, tail.end(), whole.begin() + skipped));
+        }
+    }
+}
+
 TEST_CASE("decoding has the same bits on any instruction set and number of threads") {
     const Case s{200, 4, 2, 24, {40, 4, 12}};
     const Inputs in = make_inputs(s, DType::fp32);
@@ -139,5 +184,10 @@ TEST_CASE("importance_cache refuses what does not fit") {
     CHECK_THROWS_AS(importance_cache_attend(
                         cache, {.out = odd, .q = odd, .k = kv, .v = kv, .importance = u}, {}),
                     ShapeError);
+    CHECK_THROWS_AS(importance_cache_append(cache, {.k = kv, .v = kv}, {}), ShapeError);
+    CHECK_THROWS_AS(importance_cache_append(cache, {.k = odd, .v = odd, .importance = u}, {}),
+                    ShapeError);
     CHECK(cache.length == 1);
+    CHECK_NOTHROW(importance_cache_append(cache, {.k = kv, .v = kv, .importance = u}, {}));
+    CHECK(cache.length == 2);
 }

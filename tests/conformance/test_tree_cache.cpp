@@ -75,17 +75,28 @@ TEST_CASE("decoding gives the bits of the forward, token by token and in any chu
 }
 
 TEST_CASE("a cache answers earlier queries as if nothing had come since") {
-    const Case s{1, 260, 2, 1, 8, 1000, {16, 4, 3, 2, 1}};
-    Inputs in = make_inputs(s, DType::fp32);
-    in.gate = Tensor();
-    in.sink_logit = Tensor();
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    const bool gated = GENERATE(true, false);
+    const Case s = GENERATE(Case{1, 260, 2, 1, 8, 1000, {16, 4, 3, 2, 1}},
+                            Case{1, 230, 4, 2, 20, 1000, {16, 8, 3, 2, 4}},
+                            Case{1, 150, 1, 1, 5, 1000, {6, 3, 9, 2, 0}});
+    Inputs in = make_inputs(s, dtype);
+    if (!gated) {
+        in.gate = Tensor();
+        in.sink_logit = Tensor();
+    }
     const auto whole = bytes_of(run_forward(s, in).out);
-    TreeCache cache = make_cache(s, DType::fp32, s.len);
-    append(cache, in, 0, s.len);
-    const Tensor out(in.q.view.shape, DType::fp32);
-    for (std::int64_t t = s.len; t-- > 0;)
-        attend(cache, in, out, t, 1);
-    CHECK(bytes_of(out) == whole);
+    for (const std::int64_t at_once : {1, 17, 100}) {
+        TreeCache cache = make_cache(s, dtype, s.len + 9);
+        append(cache, in, 0, s.len);
+        const Tensor out(in.q.view.shape, dtype);
+        for (std::int64_t end = s.len; end > 0; end -= std::min(end, at_once)) {
+            const std::int64_t begin = std::max<std::int64_t>(0, end - at_once);
+            attend(cache, in, out, begin, end - begin);
+        }
+        CAPTURE(dtype_name(dtype), gated, s.len, at_once);
+        CHECK(bytes_of(out) == whole);
+    }
 }
 
 TEST_CASE("a tree cache refuses what does not fit") {

@@ -5,7 +5,7 @@
 #include "kernels/matmul.h"
 #include "tests/support/catch.h"
 #include "tests/support/tensors.h"
-#include "tests/support/tiny_run.h"
+#include "tests/support/texts.h"
 #include "trainer/inference/decode.h"
 #include "trainer/inference/kv_cache.h"
 
@@ -23,14 +23,6 @@ TrainState make_state(const AttentionConfig& attention, Recipe recipe, std::int6
     c.model.init_std = 0.3;  // far from indifferent
     c.batch.micro_batch = 1;
     return make_train_state(c, 0, 1, Exec{});
-}
-
-std::vector<TokenId> random_text(std::uint64_t seed, std::int64_t n) {
-    Draws draws(5, seed);
-    std::vector<TokenId> text;
-    for (std::int64_t i = 0; i < n; ++i)
-        text.push_back(static_cast<TokenId>(draws.between(0, 66)));
-    return text;
 }
 
 // The best next token after `text` by one pass of the training forward over all of it.
@@ -53,15 +45,6 @@ TokenId next_by_training_forward(TrainState& s, const std::vector<TokenId>& text
            Exec{});
     const auto row = logits.as<float>().first(static_cast<std::size_t>(s.dims.vocab.count));
     return static_cast<TokenId>(std::ranges::max_element(row) - row.begin());
-}
-
-AttentionConfig wide_attention(const std::string& layers) {
-    AttentionConfig a = tiny_attention(AttentionKind::dynamic, KeySelector::tree, layers);
-    a.window = 8;
-    a.leaf = 4;
-    a.sinks = 2;
-    a.keep = 4;
-    return a;
 }
 
 }  // namespace

@@ -3,33 +3,31 @@
 #include <cstdint>
 #include <vector>
 
-#include "data/tokenizer/tokenizer.h"
-#include "kernels/core/exec.h"
-#include "parallel/mesh.h"
 #include "trainer/inference/kv_cache.h"
-#include "trainer/model/transformer.h"
+#include "trainer/inference/pass.h"
 
 namespace stoa {
-
-/// Working memory of a pass over (batch, tokens); the blocks share one BlockSaved.
-struct Workspace {
-    LocalDims dims;  // rows are few: nobody shares them out
-    Buffer memory;
-    Activations acts;
-};
 
 /// Texts that grow side by side.
 struct Decoder {
     KvCache cache;
     std::vector<std::int64_t> length;  // of each, in tokens
     Workspace one_token;
+    Tensor hidden;  // (batch, d_model) residual stream: of the last token that was fed to each
 };
 Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity);
+/// The same texts on all dp ranks, and of the caches each layer's on one of them: layer l on dp
+/// rank l % dp_size.     comm: none
+Decoder make_shared_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity,
+                            const Mesh& mesh);
 
 /// Appends texts[b] to text b, in parts of 2,048 tokens, and says the best next token of each (ties
 /// go to the smaller id); of a text to which nothing is appended it says nothing of use.
+/// With a cache that dp ranks share (shared_prefill.h) all of them pass the same texts, compute the
+/// same, and take turns in attending.
 /// comm: per part as model_forward, then all_reduce(tp, max) and all_reduce(tp, min) over (batch);
-/// with zero: 3 one all_reduce(dp) per part but the first     errors: ShapeError past the capacity
+/// with zero: 3 one all_reduce(dp) per part but the first; with a shared cache one broadcast(dp) of
+/// (rows, q_cols) per part and layer     errors: ShapeError past the capacity
 std::vector<TokenId> feed(TrainState& s, Decoder& decoder,
                           const std::vector<std::vector<TokenId>>& texts, const Mesh& mesh,
                           const Exec& exec);

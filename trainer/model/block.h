@@ -45,7 +45,7 @@ void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSave
 /// comm: share_rows(tp)
 void block_qkv(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                ConstTensorView x_in);
-/// The rest, from s.attn.
+/// The rest, from s.attn. x_out may be x_in.
 void block_finish(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                   ConstTensorView x_in, TensorView x_out);
 

@@ -1,0 +1,133 @@
+#include "trainer/inference/pass.h"
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "kernels/core/arena.h"
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/rms_norm.h"
+#include "parallel/collectives.h"
+
+namespace stoa {
+
+namespace {
+
+LocalDims pass_dims(const TrainState& s) {
+    LocalDims dims = s.dims;
+    for (Recompute& r : dims.recompute)
+        r = Recompute::full;
+    dims.row_ranks = 1;
+    return dims;
+}
+
+}  // namespace
+
+Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q_len) {
+    Workspace w{.dims = pass_dims(s), .memory = Buffer(workspace_bytes(s, batch, q_len))};
+    Placer placer(w.memory.data(), w.memory.bytes());
+    w.acts = layout_activations(placer, s.config, w.dims, batch, q_len);
+    return w;
+}
+
+std::int64_t workspace_bytes(const TrainState& s, std::int64_t batch, std::int64_t q_len) {
+    Placer list;
+    layout_activations(list, s.config, pass_dims(s), batch, q_len);
+    return list.bytes();
+}
+
+void load_part(const Workspace& w, const Part& part) {
+    const std::int64_t q_len = w.acts.seq_len;
+    const auto tokens = w.acts.tokens.as<std::int32_t>(),
+               positions = w.acts.positions.as<std::int32_t>(),
+               key_begin = w.acts.key_begin.as<std::int32_t>(),
+               key_end = w.acts.key_end.as<std::int32_t>();
+    for (std::size_t b = 0; b < part.texts.size(); ++b)
+        for (std::int64_t t = 0; t < q_len; ++t) {
+            const std::size_t at =
+                b * static_cast<std::size_t>(q_len) + static_cast<std::size_t>(t);
+            const auto source = static_cast<std::size_t>(part.begin + t);
+            const std::int64_t last = std::max<std::int64_t>(0, part.rows[b] - 1);
+            tokens[at] = t < part.rows[b] ? part.texts[b][source] : 0;
+            positions[at] = static_cast<std::int32_t>(part.length[b] + std::min(t, last));
+            key_begin[at] = 0;
+            key_end[at] = positions[at] + 1;
+        }
+}
+
+BlockContext pass_context(const TrainState& s, const Workspace& w, const Mesh& mesh,
+                          const Exec& exec) {
+    return {.dims = w.dims,
+            .state = s.model,
+            .norm_eps = s.config.model.norm_eps,
+            .acts = w.acts,
+            .tp = mesh.tp,
+            .exec = exec};
+}
+
+void embed_part(const TrainState& s, const Workspace& w, TensorView x, const Mesh& mesh,
+                const Exec& exec) {
+    embedding_forward({.y = x,
+                       .table = s.model.work.embed,
+                       .tokens = w.acts.tokens,
+                       .vocab_begin = s.dims.vocab.begin},
+                      exec);
+    all_reduce(x, ReduceOp::sum, mesh.tp, exec.stream);  // tp: each token's row lives on one rank
+}
+
+void keep_last(TensorView hidden, ConstTensorView x, const Part& part) {
+    const std::int64_t row_bytes = hidden.cols() * size_of(hidden.dtype),
+                       q_len = x.rows() / std::ssize(part.texts);
+    for (std::size_t b = 0; b < part.texts.size(); ++b) {
+        if (part.rows[b] == 0 || part.begin + part.rows[b] != std::ssize(part.texts[b])) continue;
+        const auto entry = static_cast<std::int64_t>(b);
+        std::copy_n(x.data + (entry * q_len + part.rows[b] - 1) * row_bytes, row_bytes,
+                    hidden.data + entry * row_bytes);
+    }
+}
+
+std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, const Communicator& tp,
+                                 const Exec& exec) {
+    const std::int64_t batch = hidden.view.rows();
+    const auto& [residual, wide] = std::tie(s.dims.formats.residual, s.dims.formats.wide);
+    Tensor normed({batch, s.dims.d_model}, residual);
+    Tensor rstd({batch}, wide), logits({batch, s.dims.vocab.local}, wide);
+    rms_norm_forward({.y = normed,
+                      .rstd = rstd,
+                      .x = hidden,
+                      .weight = s.model.work.final_norm,
+                      .eps = s.config.model.norm_eps},
+                     exec);
+    matmul({.c = logits, .a = normed, .b = s.model.work.lm_head, .transpose_b = true}, exec);
+
+    Tensor best({batch}, DType::fp64), winner({batch}, DType::int32);
+    std::vector<double> local_best(static_cast<std::size_t>(batch));
+    std::vector<std::int32_t> local_id(static_cast<std::size_t>(batch));
+    dispatch_dtype(wide, [&]<Element T>(T) {
+        for (std::int64_t b = 0; b < batch; ++b) {
+            const auto row =
+                logits.view.row<T>(b).first(static_cast<std::size_t>(s.dims.vocab.count));
+            double top = -std::numeric_limits<double>::infinity();
+            std::int64_t id = 0;
+            for (std::size_t c = 0; c < row.size(); ++c)
+                if (widen(row[c]) > top) {
+                    top = widen(row[c]);
+                    id = static_cast<std::int64_t>(c);
+                }
+            best.as<double>()[static_cast<std::size_t>(b)] =
+                local_best[static_cast<std::size_t>(b)] = top;
+            local_id[static_cast<std::size_t>(b)] =
+                static_cast<std::int32_t>(id + s.dims.vocab.begin);
+        }
+    });
+    all_reduce(best, ReduceOp::max, tp, exec.stream);  // tp: the best logit of the whole vocabulary
+    const auto ids = winner.as<std::int32_t>();
+    for (std::size_t b = 0; b < ids.size(); ++b)
+        ids[b] = local_best[b] == best.as<double>()[b] ? local_id[b]
+                                                       : std::numeric_limits<std::int32_t>::max();
+    all_reduce(winner, ReduceOp::min, tp, exec.stream);  // tp: the smallest id that has it
+    return {ids.begin(), ids.end()};
+}
+
+}  // namespace stoa
