@@ -26,12 +26,12 @@ const std::vector<Case> kCases = {{1, 1, 1},     {3, 5, 7},     {12, 32, 16},  {
 
 /// The contract, literally: one fma chain per block of k, blocks added in order.
 template <class W>
-W chain(const std::vector<double>& a, const std::vector<double>& b, bool accumulate, double c0) {
+W chain(const double* a, const double* b, std::int64_t k, bool accumulate, double c0) {
     W c = accumulate ? static_cast<W>(c0) : W{0};
     bool first = !accumulate;
-    for (std::size_t p = 0; p < a.size();) {
+    for (std::int64_t p = 0; p < k;) {
         W sum = 0;
-        for (const std::size_t end = std::min(a.size(), p + cpu::kGemmBlockK); p < end; ++p)
+        for (const std::int64_t end = std::min<std::int64_t>(k, p + cpu::kGemmBlockK); p < end; ++p)
             sum = std::fma(static_cast<W>(a[p]), static_cast<W>(b[p]), sum);
         c = first ? sum : c + sum;
         first = false;
@@ -123,27 +123,35 @@ std::vector<double> values_of(const Matrix& m) {
     return to_double(m.x.view.dtype == DType::fp64 ? m.x : m.wide);
 }
 
+/// Rows of k for chain(): x as (rows, k), or as (k, rows) that is turned.
+std::vector<double> rows_of(const std::vector<double>& x, std::int64_t rows, std::int64_t k,
+                            bool turn) {
+    if (!turn) return x;
+    std::vector<double> out(x.size());
+    double* const to = out.data();
+    const double* const from = x.data();
+    for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t p = 0; p < k; ++p)
+            to[r * k + p] = from[p * rows + r];
+    return out;
+}
+
 /// Every element by the chain, and by a plain float64 sum in `exact`.
 Tensor expected_bits(const Operands& o, const Case& s, bool accumulate,
                      std::vector<double>& exact) {
-    const auto a = values_of(o.a), b = values_of(o.b), c = to_double(o.c);
+    const auto a = rows_of(values_of(o.a), s.m, s.k, o.transpose_a),
+               b = rows_of(values_of(o.b), s.n, s.k, !o.transpose_b), c = to_double(o.c);
     Tensor out({s.m, s.n}, o.c.view.dtype);
-    std::vector<double> a_row(static_cast<std::size_t>(s.k)), b_col(a_row.size());
     dispatch_dtype(o.c.view.dtype, [&]<Element T>(T) {
         for (std::int64_t i = 0; i < s.m; ++i)
             for (std::int64_t j = 0; j < s.n; ++j) {
-                for (std::int64_t p = 0; p < s.k; ++p) {
-                    const std::int64_t ai = o.transpose_a ? p * s.m + i : i * s.k + p;
-                    const std::int64_t bj = o.transpose_b ? j * s.k + p : p * s.n + j;
-                    a_row[static_cast<std::size_t>(p)] = a[static_cast<std::size_t>(ai)];
-                    b_col[static_cast<std::size_t>(p)] = b[static_cast<std::size_t>(bj)];
-                }
+                const double *const row = a.data() + i * s.k, *const col = b.data() + j * s.k;
                 const auto e = static_cast<std::size_t>(i * s.n + j);
-                const Wide<T> value = chain<Wide<T>>(a_row, b_col, accumulate, c[e]);
+                const Wide<T> value = chain<Wide<T>>(row, col, s.k, accumulate, c[e]);
                 out.as<T>()[e] = narrow_to<T>(value);
                 double sum = accumulate ? c[e] : 0.0;
-                for (std::size_t p = 0; p < a_row.size(); ++p)
-                    sum += a_row[p] * b_col[p];
+                for (std::int64_t p = 0; p < s.k; ++p)
+                    sum += row[p] * col[p];
                 exact.push_back(sum);
             }
     });
