@@ -1,14 +1,22 @@
 #include <fmt/format.h>
 
-#include <iostream>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <sstream>
 
 #include "checkpoints/checkpoint.h"
 #include "configs/load_run_config.h"
 #include "data/reasoning/engine.h"
 #include "data/tokenizer/tokenizer.h"
+#include "kernels/core/log.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
-#include "trainer/inference/decode.h"
+#include "parallel/agree.h"
+#include "parallel/mpi_session.h"
+#include "trainer/inference/shared_prefill.h"
 #include "trainer/model/dp_traffic.h"
 #include "trainer/run_state.h"
 
@@ -19,17 +27,22 @@ namespace po = boost::program_options;
 
 CommandLine generate_line() {
     CommandLine line{
-        .usage = "stoa generate RUN_DIR (--prompt TEXT | --family NAME [--n N])",
+        .usage =
+            "stoa generate RUN_DIR (--prompt TEXT | --prompt-file FILE | --family NAME [--n N])",
         .examples =
             "stoa generate runs/tiny --prompt 'Once upon a time'\n"
             "stoa generate runs/tiny --prompt 'Problem: Compute 3 + 5 + 4.\\n'\n"
-            "stoa generate runs/tiny --family chain_sum --n 10",
+            "stoa generate runs/tiny --family chain_sum --n 10\n"
+            "mpirun -n 4 stoa generate runs/long --prompt-file book.txt",
         .about =
             "Continues a prompt greedily with the newest checkpoint of a run, or solves held-out "
             "problems of a "
-            "family and has the verifier judge each answer. \\n in a prompt is a line break."};
+            "family and has the verifier judge each answer. \\n in --prompt is a line break. Under "
+            "mpirun the ranks divide a prompt and the layers' caches, for one that is too long for "
+            "a machine; what is said does not depend on their number."};
     line.options.add_options()("run", po::value<std::string>(), "run directory")(
         "prompt", po::value<std::string>(), "text to continue")(
+        "prompt-file", po::value<std::string>(), "file whose text is continued")(
         "family", po::value<std::string>(), "solve held-out problems of this family")(
         "n", po::value<std::int64_t>()->default_value(5), "how many problems")(
         "difficulty", po::value<std::int64_t>()->default_value(1), "1..10")(
@@ -49,7 +62,7 @@ std::string unescape(const std::string& text) {
     return out;
 }
 
-int solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o) {
+void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o) {
     const ReasoningFamily& family = reasoning_family(o["family"].as<std::string>());
     std::int64_t verified = 0;
     const std::int64_t n = o["n"].as<std::int64_t>();
@@ -69,7 +82,76 @@ int solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variable
                    right ? "verified" : "refuted: " + why);
     }
     fmt::print("{}/{} verified\n", verified, n);
-    return 0;
+}
+
+struct Trained {
+    RunConfig config;
+    std::unique_ptr<Tokenizer> tokenizer;
+    TrainState state;
+};
+
+/// The newest checkpoint of a run, whole on every rank, whatever mesh trained it.
+Trained load_trained(const std::string& run_dir, const Mesh& mesh) {
+    Trained t;
+    std::string dir;
+    agree(mesh.world, "load the run", [&] {
+        t.config = load_run_config(run_dir + "/resolved.yaml", {}).config;
+        t.config.parallel.dp = t.config.parallel.tp = 1;
+        t.config.parallel.determinism = Determinism::fast;
+        t.config.parallel.zero = 0;
+        t.config.checkpoint.blocking = true;  // saves nothing, so needs no snapshot
+        t.config = resolve_for_world(t.config, 1);
+        t.tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(t.config.data.tokenizer));
+        t.config = resolve_for_vocab(t.config, t.tokenizer->vocab_size());
+        t.state = make_train_state(t.config, 0, 1, Exec{});
+    });
+    dir = find_checkpoint(run_dir, mesh);
+    if (dir.empty())
+        throw CheckpointError({.what = "no checkpoint in this run directory",
+                               .where = run_dir,
+                               .hint = "train first: stoa train CFG"});
+    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(t.state.model), mesh);
+    enter_stage(t.state, saved_stage(meta, t.config), Exec{});
+    refresh_work(t.state.model, Mesh{}, Exec{});
+    return t;
+}
+
+std::string read_prompt(const po::variables_map& o) {
+    if (o.count("prompt") > 0) return unescape(o["prompt"].as<std::string>());
+    const std::string path = o["prompt-file"].as<std::string>();
+    std::ifstream in(path, std::ios::binary);
+    std::ostringstream text;
+    if (in.is_open() && !std::filesystem::is_directory(path)) text << in.rdbuf();
+    if (!in.is_open() || text.view().empty())
+        throw DataError({.what = "cannot read the prompt",
+                         .where = path,
+                         .expected = "a file of text",
+                         .actual = in.is_open() ? "nothing in it" : std::strerror(errno),
+                         .hint = "name another with --prompt-file"});
+    return text.str();
+}
+
+void generate(const po::variables_map& o, const MpiSession& session) {
+    set_log_rank(session.rank());
+    Mesh mesh = make_mesh(session.size(), 1);
+    agree(mesh.world, "check the command line", [&] {
+        if (session.size() > 1 && o.count("family") > 0)
+            throw ConfigError({.what = "problems are solved by one process",
+                               .actual = std::to_string(session.size()) + " ranks",
+                               .hint = "run it without mpirun"});
+    });
+    Trained t = load_trained(o["run"].as<std::string>(), mesh);
+    if (o.count("family") > 0) {
+        solve_problems(t.state, *t.tokenizer, o);
+    } else {
+        std::string prompt;
+        agree(mesh.world, "read the prompt", [&] { prompt = read_prompt(o); });
+        const auto ids = generate_shared(t.state, t.tokenizer->encode(prompt),
+                                         o["max-new-tokens"].as<std::int64_t>(),
+                                         t.tokenizer->end_of_text(), mesh, Exec{});
+        if (session.rank() == 0) fmt::print("{}{}\n", prompt, t.tokenizer->decode(ids));
+    }
+    close_mesh(mesh);
 }
 
 }  // namespace
@@ -78,35 +160,21 @@ int command_generate(const Args& args) {
     const auto parsed = parse_command_line(generate_line(), args);
     if (!parsed) return 0;
     const po::variables_map& o = *parsed;
-    if (o.count("run") == 0 || o.count("prompt") + o.count("family") != 1)
-        throw ConfigError({.what = "a run directory and either --prompt or --family are needed",
-                           .hint = "stoa generate runs/tiny --prompt 'Hello'"});
-    const std::string run_dir = o["run"].as<std::string>();
-    const LoadedConfig loaded = load_run_config(run_dir + "/resolved.yaml", {});
-    RunConfig config = loaded.config;
-    config.parallel.dp = config.parallel.tp = 1;  // one process, whatever mesh trained it
-    config.parallel.determinism = Determinism::fast;
-    config.parallel.zero = 0;
-    config.checkpoint.blocking = true;  // saves nothing, so needs no snapshot
-    config = resolve_for_world(config, 1);
-    const Tokenizer tokenizer = Tokenizer::load(config.data.tokenizer);
-    config = resolve_for_vocab(config, tokenizer.vocab_size());
-    const Mesh mesh;
-    const std::string dir = find_checkpoint(run_dir, mesh);
-    if (dir.empty())
-        throw CheckpointError({.what = "no checkpoint in this run directory",
-                               .where = run_dir,
-                               .hint = "train first: stoa train CFG"});
-    TrainState s = make_train_state(config, 0, 1, Exec{});
-    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(s.model), mesh);
-    enter_stage(s, saved_stage(meta, config), Exec{});
-    refresh_work(s.model, mesh, Exec{});
-    if (o.count("family") > 0) return solve_problems(s, tokenizer, o);
-    const std::string prompt = unescape(o["prompt"].as<std::string>());
-    const auto ids =
-        generate_greedy(s, {tokenizer.encode(prompt)}, o["max-new-tokens"].as<std::int64_t>(),
-                        tokenizer.end_of_text(), mesh, Exec{});
-    fmt::print("{}{}\n", prompt, tokenizer.decode(ids[0]));
+    if (o.count("run") == 0 || o.count("prompt") + o.count("prompt-file") + o.count("family") != 1)
+        throw ConfigError(
+            {.what = "a run directory and one of --prompt, --prompt-file, --family are needed",
+             .hint = "stoa generate runs/tiny --prompt 'Hello'"});
+    int argc = 0;
+    char** argv = nullptr;
+    MpiSession session(argc, argv);
+    try {
+        generate(o, session);
+    } catch (const Error& e) {  // agreed: all ranks are here with it, and the first one tells
+        session.close();
+        if (session.rank() == 0) throw;
+        return static_cast<int>(e.code());
+    }
+    session.close();
     return 0;
 }
 

@@ -194,6 +194,18 @@ TEST_CASE("ranks that share a prompt have the bits of one that reads it alone", 
     }
 }
 
+TEST_CASE("ranks that share a prompt continue it as one does", "[multirank]") {
+    Mesh mesh = make_mesh(world_size(), 1);
+    TrainState s = make_state({.layers = "TPW"}, mesh);
+    const std::vector<TokenId> prompt = random_text(5, 37);
+    const auto alone = generate_greedy(s, {prompt}, 20, /*stop=*/-1, Mesh{}, Exec{})[0];
+    CHECK(generate_shared(s, prompt, 20, -1, mesh, Exec{}) == alone);
+    const std::vector<TokenId> until(alone.begin(), std::ranges::find(alone, alone[9]));
+    CHECK(generate_shared(s, prompt, 20, alone[9], mesh, Exec{}) == until);
+    CHECK_THROWS_AS(generate_shared(s, prompt, 1000, -1, mesh, Exec{}), ConfigError);
+    close_mesh(mesh);
+}
+
 TEST_CASE("texts of different lengths are read side by side", "[multirank]") {
     const auto layers = GENERATE(as<std::string>(), "TPW", "DDP");
     for (int tp = 1; tp <= world_size() / 2; tp *= 2) {

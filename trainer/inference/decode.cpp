@@ -125,19 +125,24 @@ std::vector<TokenId> feed(TrainState& s, Decoder& d, const std::vector<std::vect
     return pick_tokens(s, d.hidden, mesh.tp, exec);
 }
 
+void require_prompt_fits(const TrainState& s, const std::vector<TokenId>& prompt,
+                         std::int64_t max_new_tokens) {
+    const std::int64_t positions = s.model.rope_cos.shape[0];
+    if (!prompt.empty() && std::ssize(prompt) + max_new_tokens <= positions) return;
+    throw ConfigError(
+        {.what = "prompt does not fit the trained context",
+         .expected = "1 or more tokens, with max_new_tokens at most " + std::to_string(positions),
+         .actual =
+             std::to_string(prompt.size()) + " + " + std::to_string(max_new_tokens) + " tokens",
+         .hint = "shorten the prompt or lower --max-new-tokens"});
+}
+
 std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
                                                   const std::vector<std::vector<TokenId>>& prompts,
                                                   std::int64_t max_new_tokens, TokenId stop,
                                                   const Mesh& mesh, const Exec& exec) {
-    const std::int64_t positions = s.model.rope_cos.shape[0];
     for (const auto& p : prompts)
-        if (p.empty() || static_cast<std::int64_t>(p.size()) + max_new_tokens > positions)
-            throw ConfigError({.what = "prompt does not fit the trained context",
-                               .expected = "1 or more tokens, with max_new_tokens at most " +
-                                           std::to_string(positions),
-                               .actual = std::to_string(p.size()) + " + " +
-                                         std::to_string(max_new_tokens) + " tokens",
-                               .hint = "shorten the prompt or lower --max-new-tokens"});
+        require_prompt_fits(s, p, max_new_tokens);
     std::vector<std::vector<TokenId>> out;
     for (std::size_t begin = 0; another_pass(s, begin < prompts.size(), mesh); begin += kBatch) {
         const auto count = std::min(kBatch, prompts.size() - std::min(begin, prompts.size()));

@@ -32,6 +32,11 @@ std::vector<TokenId> feed(TrainState& s, Decoder& decoder,
                           const std::vector<std::vector<TokenId>>& texts, const Mesh& mesh,
                           const Exec& exec);
 
+/// errors: ConfigError unless the prompt has a token and, with what follows it, fits the longest
+/// sequence of the run
+void require_prompt_fits(const TrainState& s, const std::vector<TokenId>& prompt,
+                         std::int64_t max_new_tokens);
+
 /// Continues every prompt greedily (ties go to the smaller id) until `stop` or `max_new_tokens`;
 /// the stop token is not part of the result. All ranks of tp pass the same prompts, those
 /// of dp any. comm: per token as feed; with zero: 3 one all_reduce(dp) per token     errors:

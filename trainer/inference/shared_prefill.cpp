@@ -253,6 +253,22 @@ std::vector<TokenId> prefill_shared(TrainState& s, Decoder& d,
     return pick_tokens(s, d.hidden, mesh.tp, exec);  // tp
 }
 
+std::vector<TokenId> generate_shared(TrainState& s, const std::vector<TokenId>& prompt,
+                                     std::int64_t max_new_tokens, TokenId stop, const Mesh& mesh,
+                                     const Exec& exec) {
+    require_prompt_fits(s, prompt, max_new_tokens);
+    std::vector<TokenId> out;
+    if (max_new_tokens == 0) return out;
+    Decoder d = make_shared_decoder(s, 1, std::ssize(prompt) + max_new_tokens, mesh);
+    TokenId next = prefill_shared(s, d, {prompt}, mesh, exec)[0];
+    while (next != stop) {
+        out.push_back(next);
+        if (std::ssize(out) == max_new_tokens) break;
+        next = feed(s, d, {{next}}, mesh, exec)[0];
+    }
+    return out;
+}
+
 SharedPrefillBytes shared_prefill_bytes(const TrainState& s, std::int64_t batch,
                                         std::int64_t capacity, std::int64_t n, int ranks,
                                         int rank) {

@@ -27,6 +27,13 @@ std::vector<TokenId> prefill_shared(TrainState& s, Decoder& decoder,
                                     const std::vector<std::vector<TokenId>>& texts,
                                     const Mesh& mesh, const Exec& exec);
 
+/// Continues one prompt, alike on all ranks, as generate_greedy does, with its bits.
+/// comm: as prefill_shared, then per token as feed     errors: ConfigError when prompt +
+/// max_new_tokens exceeds the longest sequence of the run
+std::vector<TokenId> generate_shared(TrainState& s, const std::vector<TokenId>& prompt,
+                                     std::int64_t max_new_tokens, TokenId stop, const Mesh& mesh,
+                                     const Exec& exec);
+
 /// What a rank holds at most while it reads texts of up to n tokens (beside weights and kernels'
 /// working memory), with N = n / ranks of them in its part:
 ///   own        the caches of its layers, about n_layers / ranks of them, for `capacity` tokens
