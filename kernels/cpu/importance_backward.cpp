@@ -8,6 +8,7 @@
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/attention_gradients.h"
+#include "kernels/cpu/dense_rows.h"
 #include "kernels/cpu/importance_keys.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/ops.h"
@@ -130,11 +131,16 @@ QueryBlock<W> load_queries(const Args& a, const Sizes& n, std::int64_t batch, st
                 lane_sum<W>(n.dim, [&](std::int64_t c) { return W{widen(x[c])} * W{widen(y[c])}; });
         }
     });
-    if (a.d_sink.empty()) return q;
-    const W sink = a.sink_logit.as<W>()[static_cast<std::size_t>(h)];
-    W* const d_sink = a.d_sink.as<W>().data() + (batch * n.len + row) * n.n_heads + h;
-    for (std::int64_t r = 0; r < rows; ++r)
-        d_sink[r * n.n_heads] = -fused_exp(sink - q.lse[r]) * q.delta[r];
+    if (!a.d_sink.empty()) {
+        const W sink = a.sink_logit.as<W>()[static_cast<std::size_t>(h)];
+        W* const d_sink = a.d_sink.as<W>().data() + (batch * n.len + row) * n.n_heads + h;
+        for (std::int64_t r = 0; r < rows; ++r)
+            d_sink[r * n.n_heads] = -fused_exp(sink - q.lse[r]) * q.delta[r];
+    }
+    // Dense rows have no probabilities here: they come after (dense_rows.h).
+    const auto dense = dense_rows_of(a.dense_rows, batch);
+    for (auto t = std::ranges::lower_bound(dense, row); t != dense.end() && *t < row + rows; ++t)
+        q.lse[*t - row] = std::numeric_limits<W>::infinity();
     return q;
 }
 
@@ -310,6 +316,8 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
                     sums.add_row(part.token(row), part.apart, row, width);
         });
     }
+    if (!a.dense_rows.empty())
+        dense_rows_backward<T>(a, batch, kv_head, sums.d_k, sums.d_v, sums.d_gate);
     store_rows<T>(a.d_k, n, batch, kv_head, sums.d_k);
     store_rows<T>(a.d_v, n, batch, kv_head, sums.d_v);
     if (a.d_gate.empty()) return;

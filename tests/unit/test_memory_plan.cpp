@@ -9,7 +9,8 @@ TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
     const Recipe compute = GENERATE(Recipe::fp32, Recipe::bf16);
     const int tp = GENERATE(1, 2, 4);
     const AttentionConfig attention = GENERATE(
-        AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"));
+        AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"),
+        helped_attention(0.2, 1.0));
     const RunConfig config =
         tiny_config({.recompute = recompute, .recipe = compute, .attention = attention}, 1, tp);
     const MemoryPlan plan = plan_memory(config, tp - 1, tp);

@@ -103,7 +103,9 @@ void share_derived(BlockSaved& s, const BlockSaved& from) {
     s.act = from.act;
 }
 
-BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
+BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t micro_batch,
+                            std::int64_t seq_len) {
+    const std::int64_t rows = micro_batch * seq_len;
     const Lifetime block = Lifetime::block;
     const std::int64_t chunk = std::min(rows, kFfnChunk);
     const auto place = [&](const char* n, std::int64_t r, std::int64_t cols, DType dtype) {
@@ -119,6 +121,11 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
         s.d_gate = place("d_gate", rows, d.n_kv_heads, f.wide);
         s.d_sink = place("d_sink", rows, d.n_heads, f.wide);
         s.d_importance = place("d_importance", rows, d.n_kv_heads, f.attention);
+    }
+    if (const std::int64_t dense = dense_row_count(d, seq_len); dense > 0) {
+        s.dense_rows = place("dense_rows", micro_batch, dense, DType::int32);
+        if (d.attention_rule.distil > 0.0)
+            s.far_mass = place("far_mass", rows, d.n_kv_heads, f.wide);
     }
     for (std::int64_t n = d.chunks; n > 1; n = tree_half(n))
         s.tree.push_back(place("tree", rows, d.d_model, f.wide));
@@ -200,7 +207,7 @@ Activations layout_activations(Placer& p, const RunConfig& config, const LocalDi
     for (std::int64_t l = 0; l <= n_layers; ++l)
         a.x.push_back(p.place("x." + std::to_string(l), {own, d.d_model}, residual, mb));
     a.saved = layout_blocks(p, d, micro_batch, seq_len);
-    a.scratch = layout_scratch(p, d, rows);
+    a.scratch = layout_scratch(p, d, micro_batch, seq_len);
     a.h_final = p.place("h_final", {rows, d.d_model}, residual, mb);
     a.rstd_final = p.place("rstd_final", {own}, wide, mb);
     a.logits = p.place("logits", {chunk, d.vocab.local}, wide, Lifetime::block);
