@@ -177,6 +177,9 @@ TEST_CASE("dense rows and distillation are of training only", "[conformance]") {
     CHECK(with(0.3, 1.0, false) == plain);
     CHECK(rows != plain);
     CHECK(with(0.3, 1.0, true) != rows);
+    TrainState s;  // what a step leaves is ready for an evaluation
+    (void)tiny_run({.attention = helped_attention(0.3, 1.0)}, Mesh{}, 1, &s);
+    CHECK_FALSE(s.training_rows);
 }
 
 TEST_CASE("gradients below fp32 stay close to float64", "[conformance]") {

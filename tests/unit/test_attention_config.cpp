@@ -90,7 +90,8 @@ TEST_CASE("the resolved configuration loads back to the same attention", "[atten
 
 TEST_CASE("what helps importance in training is a stage's, and loads back", "[attention_config]") {
     const std::string text = text_with(
-        "  attention: {kind: dynamic, layers: PT, window: 64, dense_rows: 1, distil: 0.5}\n",
+        "  attention: {kind: dynamic, selector: importance, window: 64, dense_rows: 1, distil: "
+        "0.5}\n",
         ", attention: {dense_rows: 0.05}");
     const LoadedConfig a = load_run_config_text(text, "c.yaml", {});
     const AttentionConfig &first = attention_of(a.config, a.config.stages[0]),
