@@ -8,7 +8,8 @@ namespace stoa {
 /// of every document and kv head by itself:
 ///   loss = weight KL(pbar || softmax(importance)),  pbar = far_mass / sum far_mass, a constant
 ///   d_importance_s = weight (softmax(importance)_s - pbar_s)
-/// over the tokens that a selection can keep: those behind the sinks that some query of the
+/// (of the importance that the selection reads: behind its clamp and bias) over the tokens that a
+/// selection can keep: those behind the sinks that some query of the
 /// document has behind its window. The others, and documents without far mass or without targets,
 /// get 0. weight = d_loss x the document's targets: a target costs its own loss and the divergence
 /// of its document, so that the sum over a step has the scale of the loss, however its rows are

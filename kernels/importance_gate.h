@@ -14,13 +14,10 @@ struct ImportanceGateArgs {
 void importance_gate_forward(const ImportanceGateArgs& args, const Exec& exec);
 
 /// d_gate becomes the gradient of the importance before the bias, in place:
-///   d = sigmoid(-importance) d_gate + d_importance, 0 where the importance was clamped;
-///   d_bias += d, row by row
-/// d_importance (rows, n_kv_heads), absent or given: what importance learns otherwise
-/// (importance_distil.h).
+///   d = sigmoid(-importance) d_gate, 0 where the importance was clamped;  d_bias += d, row by row
 struct ImportanceGateBackwardArgs {
     TensorView d_gate, d_bias;
-    ConstTensorView importance, d_importance;
+    ConstTensorView importance;
 };
 void importance_gate_backward(const ImportanceGateBackwardArgs& args, const Exec& exec);
 

@@ -35,14 +35,10 @@ void importance_gate_backward(const ImportanceGateBackwardArgs& args) {
             const T* const importance = args.importance.as<T>().data();
             T* const d = args.d_gate.as<T>().data();
             T* const d_bias = args.d_bias.as<T>().data();
-            const T* const more =
-                args.d_importance.empty() ? nullptr : args.d_importance.as<T>().data();
             constexpr T kMost = static_cast<T>(kLargest);
             for (std::int64_t i = 0; i < rows * heads; ++i) {
                 const T u = importance[i];
-                const T of_gate = d[i] / (T{1} + std::exp(u));
-                const T sum = more == nullptr ? of_gate : of_gate + more[i];
-                d[i] = u <= -kMost || u >= kMost ? T{0} : sum;
+                d[i] = u <= -kMost || u >= kMost ? T{0} : d[i] / (T{1} + std::exp(u));
                 d_bias[i % heads] += d[i];
             }
         }

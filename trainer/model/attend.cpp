@@ -76,8 +76,9 @@ void set_sparse_gradients(Args& args, const BlockContext& c) {
     args.d_sink = by_token(c.acts.scratch.d_sink, c.acts);
 }
 
-// What importance learns from the dense rows, from their far mass; absent without them.
-ConstTensorView distilled(const BlockContext& c, const BlockSaved& s) {
+// What importance learns from the dense rows, from their far mass; absent without them. It stays
+// with the importance weights: what the layers before make is for the loss of the targets.
+TensorView distilled(const BlockContext& c, const BlockSaved& s) {
     const TensorView& far_mass = c.acts.scratch.far_mass;
     if (kind_of(c) != LayerAttention::importance || far_mass.empty() || c.training_rows == nullptr)
         return {};
@@ -96,13 +97,13 @@ ConstTensorView distilled(const BlockContext& c, const BlockSaved& s) {
 void importance_backward(const BlockContext& c, const BlockWeights& g, const BlockSaved& s) {
     const BlockScratch& t = c.acts.scratch;
     add_rows(g.sinks, t.d_sink, c.exec);
-    importance_gate_backward({.d_gate = t.d_gate,
-                              .d_bias = g.importance_bias,
-                              .importance = s.importance,
-                              .d_importance = distilled(c, s)},
-                             c.exec);
-    cast(t.d_importance, t.d_gate, c.exec);
+    importance_gate_backward(
+        {.d_gate = t.d_gate, .d_bias = g.importance_bias, .importance = s.importance}, c.exec);
+    const TensorView learned = distilled(c, s);
+    if (!learned.empty()) add(learned, learned, t.d_gate, c.exec);
+    cast(t.d_importance, learned.empty() ? t.d_gate : learned, c.exec);
     weight_gradient(c, g.importance, t.d_importance, s.h1);
+    if (!learned.empty()) cast(t.d_importance, t.d_gate, c.exec);  // to the layer's input
 }
 
 }  // namespace
