@@ -187,10 +187,8 @@ void to_rows(const Head<T, W>& head, std::int64_t h, std::int64_t i) {
 
 template <class T, class W>
 void dense_rows_backward(const Args& a, std::int64_t batch, std::int64_t kv_head, W* d_k, W* d_v,
-                         W* d_gate) {
-    struct MassTag;
+                         W* d_gate, W* mass) {
     const Sizes n = sizes_of(a);
-    W* const mass = a.far_mass.empty() ? nullptr : scratch<MassTag, W>(n.len);
     if (mass != nullptr) std::fill_n(mass, n.len, W{0});
     const Head<T, W> head{.a = a,
                           .n = n,
@@ -220,12 +218,12 @@ void dense_rows_backward(const Args& a, std::int64_t batch, std::int64_t kv_head
 }
 
 template void dense_rows_backward<float>(const Args&, std::int64_t, std::int64_t, float*, float*,
-                                         float*);
+                                         float*, float*);
 template void dense_rows_backward<double>(const Args&, std::int64_t, std::int64_t, double*, double*,
-                                          double*);
+                                          double*, double*);
 template void dense_rows_backward<bf16>(const Args&, std::int64_t, std::int64_t, float*, float*,
-                                        float*);
+                                        float*, float*);
 template void dense_rows_backward<fp16>(const Args&, std::int64_t, std::int64_t, float*, float*,
-                                        float*);
+                                        float*, float*);
 
 }  // namespace stoa::cpu

@@ -95,11 +95,14 @@ Activations layout_activations(Placer& placer, const RunConfig& config, const Lo
 TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelState& state,
                            int tp_rank, int dp_rank);
 
-/// The whole plan of one rank: state, then the activations of the stage that needs most.
+/// The whole plan of one rank: state, then the activations of the stage that needs most. Beside
+/// this arena, what the attention kernels keep (kernels/working_memory.h): of each kind of
+/// attention what the stage that needs most of it does.
 struct MemoryPlan {
     std::vector<PlannedTensor> tensors;
-    std::int64_t state_bytes = 0, activation_bytes = 0;
+    std::int64_t state_bytes = 0, activation_bytes = 0, kernel_bytes = 0;
     std::int64_t total_bytes() const { return state_bytes + activation_bytes; }
+    std::int64_t rank_bytes() const { return total_bytes() + kernel_bytes; }
 };
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank = 0);
 /// A table of the plan, largest first, per lifetime.
