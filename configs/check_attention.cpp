@@ -48,7 +48,27 @@ void check_layers(const Written& w) {
                     "set kind: dynamic, or remove layers");
 }
 
-void check_stage(const Written& w, std::int64_t n_layers) {
+// `here`: some layer of this stage selects by importance; `elsewhere`: of another stage, which has
+// the keys from the model. A stage of another kind leaves them alone.
+void check_training_helps(const Written& w, bool here, bool elsewhere) {
+    const AttentionConfig& a = w.a;
+    const bool used = here || (elsewhere && a.kind != AttentionKind::dynamic);
+    for (const auto& [key, value] :
+         {std::pair{"dense_rows", a.dense_rows}, std::pair{"distil", a.distil}})
+        w.rules.require(used || value == 0.0, {fmt::format("{}.{}", w.path, key), w.path},
+                        fmt::format("{}.{}: expected layers that select by importance, got none in "
+                                    "stage '{}'",
+                                    w.path, key, w.stage.name),
+                        "selector: importance, or a P in layers; or leave it out");
+    w.rules.require(!here || a.distil == 0.0 || a.dense_rows > 0.0,
+                    {w.path + ".distil", w.path + ".dense_rows", w.path},
+                    fmt::format("{}.distil: expected dense_rows above 0, got 0: importance learns "
+                                "from what they see",
+                                w.path),
+                    "dense_rows: 0.2 is usual; or leave distil out");
+}
+
+void check_stage(const Written& w, std::int64_t n_layers, bool learns_elsewhere) {
     const AttentionConfig& a = w.a;
     check_layers(w);
     bool uses[4] = {};
@@ -59,17 +79,24 @@ void check_stage(const Written& w, std::int64_t n_layers) {
     const bool window = uses[static_cast<int>(LayerAttention::window)];
     if (tree || importance || window) w.below_sequence("window", a.window);
     if (importance) w.below_sequence("keep", a.keep);
+    check_training_helps(w, importance, learns_elsewhere);
     if (tree) check_tree(w);
 }
 
 }  // namespace
 
 void check_attention(const RunConfig& c, Rules& rules) {
+    bool importance = false;
+    for (const StageConfig& s : c.stages)
+        for (std::int64_t l = 0; l < c.model.n_layers; ++l)
+            importance =
+                importance || layer_attention(attention_of(c, s), l) == LayerAttention::importance;
     for (std::size_t i = 0; i < c.stages.size(); ++i) {
         const StageConfig& s = c.stages[i];
         const std::string own = fmt::format("stages.{}.attention", i);
         const AttentionConfig& a = attention_of(c, s);
-        check_stage({a, s, s.attention ? own : "model.attention", rules}, c.model.n_layers);
+        check_stage({a, s, s.attention ? own : "model.attention", rules}, c.model.n_layers,
+                    importance);
         rules.require(a.rotate == c.model.attention.rotate, {own + ".rotate", own},
                       own + ".rotate: the weights learn one rotation, the same in all stages",
                       "set model.attention.rotate");

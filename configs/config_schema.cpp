@@ -111,6 +111,8 @@ const std::vector<KeyRow>& attention_rows() {
         {"fanout", "", between(2, 64), plain, "tree: children of a node", [](T t) -> F { return &t.attention->fanout; }},
         {"beam", "", between(1, 1 << 10), plain, "tree: nodes of a level that a query expands; so many leaves it reads", [](T t) -> F { return &t.attention->beam; }},
         {"keep", "tokens", between(1, 1 << 16), plain, "importance: tokens that are kept of all that left the window", [](T t) -> F { return &t.attention->keep; }},
+        {"dense_rows", "", between(0, 1), plain, "importance: part of the queries that see all keys, in training only", [](T t) -> F { return &t.attention->dense_rows; }},
+        {"distil", "", between(0, 1e3), plain, "importance: weight of learning it from what the dense_rows see", [](T t) -> F { return &t.attention->distil; }},
         {"rotate", "", between(0, 1), automatic, "part of each head that the rotary embedding turns, the same in all stages; auto: half where a stage is dynamic, else all", [](T t) -> F { return &t.attention->rotate; }},
         {"stretch", "", between(1, 1 << 20), plain, "position interpolation: a context so many times the one learned before counts its positions in such parts", [](T t) -> F { return &t.attention->stretch; }},
     };

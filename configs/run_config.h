@@ -42,6 +42,9 @@ struct AttentionConfig {
     std::int64_t leaf = 16, fanout = 8,
                  beam = 8;   // tree: tokens of a leaf, children, expanded nodes
     std::int64_t keep = 32;  // importance: most important tokens that are kept
+    // importance, in training: part of the queries that see all keys, and how much importance
+    // learns from what they see
+    double dense_rows = 0.0, distil = 0.0;
     double rotate =
         0.0;  // part of each head that RoPE turns; 0 = auto: half where a stage is dynamic
     double stretch = 1.0;  // position interpolation: positions count 1 / stretch

@@ -6,6 +6,24 @@
 namespace stoa {
 namespace {
 
+/// Tokens of each entry, ascending, once each.
+void require_dense_rows(const ConstTensorView& rows, std::int64_t batch, std::int64_t q_len,
+                        std::int64_t len) {
+    constexpr const char* kName = "importance_attention: dense_rows";
+    if (rows.empty()) return;
+    require(q_len == len, kName, "absent where q has fewer tokens than k", rows.shape.str());
+    require(rows.shape.rank == 2 && rows.shape[0] == batch, kName, "(batch, rows)",
+            rows.shape.str());
+    require_dtype(rows, DType::int32, kName);
+    for (std::int64_t b = 0; b < batch; ++b) {
+        std::int32_t before = -1;
+        for (const std::int32_t t : rows.row<std::int32_t>(b)) {
+            require(before < t && t < len, kName, "ascending tokens", std::to_string(t));
+            before = t;
+        }
+    }
+}
+
 /// The rules that forward and backward share.
 template <class Args>
 void require_attention(const Args& a) {
@@ -40,6 +58,7 @@ void require_attention(const Args& a) {
         require_dtype(a.sink_logit, wide, "importance_attention: sink_logit");
     }
     require_documents(a.key_begin, batch, len, "importance_attention: key_begin");
+    require_dense_rows(a.dense_rows, batch, q_len, len);
 }
 
 }  // namespace
@@ -77,6 +96,13 @@ void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, 
     require_like(args.d_v, args.v, "importance_attention: d_v");
     require_like(args.d_gate, args.gate, "importance_attention: d_gate");
     require_sink_gradient(args.d_sink, args.sink_logit, args.q, "importance_attention: d_sink");
+    if (!args.far_mass.empty()) {
+        require(!args.dense_rows.empty(), "importance_attention: far_mass", "given with dense_rows",
+                "no dense_rows");
+        require_shape(args.far_mass, {args.k.shape[0], args.k.shape[1], args.k.shape[2]},
+                      "importance_attention: far_mass");
+        require_dtype(args.far_mass, wide_dtype(args.q.dtype), "importance_attention: far_mass");
+    }
     cpu::importance_attention_backward(args);
 }
 

@@ -31,17 +31,20 @@ void select_keys(const SelectKeysArgs& args, const Exec& exec);
 ///   lse_t = log(exp(sink_logit) + sum_s exp(z_ts))
 /// gate = log sigmoid(importance) lets learned importance weigh what a query sees, and grow into it
 /// over the window; the learned sink_logit, of a head, lets a query see nothing.
-/// O(len (window + sinks + keep)). A query's bits depend on the keys that it sees, in their order,
-/// and on nothing else: not on threads, other sequences, or how many queries are in the call, which
-/// are the last q_len of the tokens (fewer than all: a prefill by parts).
-/// shapes: q, out (batch, q_len, n_heads, head_dim); k, v (batch, len, n_kv_heads, head_dim); lse
+/// The queries of dense_rows see all keys of their document before them, with the same gates,
+/// whatever expiry says: in training, so that importance hears of keys that it did not keep. O(len
+/// (window + sinks + keep) + dense rows x len). A query's bits depend on the keys that it sees, in
+/// their order, and on nothing else: not on threads, other sequences, or how many queries are in
+/// the call, which are the last q_len of the tokens (fewer than all: a prefill by parts). shapes:
+/// q, out (batch, q_len, n_heads, head_dim); k, v (batch, len, n_kv_heads, head_dim); lse
 ///         (batch, n_heads, q_len); gate (batch, len, n_kv_heads) and sink_logit (n_heads), each
-///         absent or given; expiry, key_begin and rule as in SelectKeysArgs
+///         absent or given; expiry, key_begin and rule as in SelectKeysArgs; dense_rows (batch,
+///         rows) int32, ascending tokens of each entry, absent or given where q_len is len
 /// dtype:  q, k, v, out alike: fp32 | bf16 | fp16 | fp64; lse, gate, sink_logit Wide
 /// comm:   none     errors: ShapeError     saves for backward: out, lse, expiry
 struct ImportanceAttentionArgs {
     TensorView out, lse;
-    ConstTensorView q, k, v, expiry, key_begin, gate, sink_logit;
+    ConstTensorView q, k, v, expiry, key_begin, gate, sink_logit, dense_rows;
     KeyRule rule;
     double scale = 1.0;
 };
@@ -52,11 +55,15 @@ void importance_attention_forward(const ImportanceAttentionArgs& args, const Exe
 ///   d_gate_s = sum_t min(1, (t - s) / window) d_z_ts;  d_sink_t = -exp(sink_logit - lse_t) delta_t
 /// d_sink (batch, len, n_heads), Wide: what each query gives to its head's sink_logit; the sum over
 /// tokens is the caller's, in the caller's order.
+/// far_mass (batch, len, n_kv_heads), Wide, absent or given with dense_rows: what these see of each
+/// key behind their window, for importance to learn from (kernels/importance_distil.h):
+///   far_mass_s = sum of p_ts over dense rows t >= s + window and the query heads of the kv head
 /// Writes (not adds) all of them; those of absent inputs stay absent. The selection is a constant.
-/// Sums over queries go by chunks of a fixed length, in order. Here q_len is len.
+/// Sums over queries go by chunks of a fixed length, in order, then over the dense rows, head by
+/// head. Here q_len is len.
 struct ImportanceAttentionBackwardArgs {
-    TensorView d_q, d_k, d_v, d_gate, d_sink;
-    ConstTensorView d_out, out, lse, q, k, v, expiry, key_begin, gate, sink_logit;
+    TensorView d_q, d_k, d_v, d_gate, d_sink, far_mass;
+    ConstTensorView d_out, out, lse, q, k, v, expiry, key_begin, gate, sink_logit, dense_rows;
     KeyRule rule;
     double scale = 1.0;
 };

@@ -97,7 +97,7 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
         c.run_dir(), c.run.seed, run.mesh.dp_size(), run.mesh.tp_size(),
         recipe_name(c.precision.recipe), human_count(static_cast<double>(count_parameters(c))),
         total_steps(c), human_count(static_cast<double>(total_tokens(c))),
-        static_cast<double>(plan.total_bytes()) / (1 << 20));
+        static_cast<double>(plan.rank_bytes()) / (1 << 20));
 }
 
 // Names a machine or link that is much slower than the others, as a warning, before training.

@@ -28,7 +28,7 @@ std::int64_t number_in(const std::string& path, const std::string& label) {
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 std::int64_t plan_bytes(const RunConfig& c) {
-    return plan_memory(c, 0, static_cast<int>(c.parallel.tp)).total_bytes();
+    return plan_memory(c, 0, static_cast<int>(c.parallel.tp)).rank_bytes();
 }
 
 bool is_legal(const RunConfig& c) {
@@ -151,7 +151,7 @@ void require_fits(const RunConfig& config, const MemoryPlan& plan, int ranks_her
                   std::int64_t available_bytes) {
     if (available_bytes <= 0) return;
     const std::int64_t limit = available_bytes / std::max(ranks_here, 1) - kOutsidePlanBytes;
-    if (plan.total_bytes() <= limit) return;
+    if (plan.rank_bytes() <= limit) return;
     std::string hint;
     for (const Advice& a : advise(config, limit))
         hint += fmt::format("{}{:.2f} GiB with {}", hint.empty() ? "" : "\n      ", gib(a.bytes),
@@ -161,7 +161,7 @@ void require_fits(const RunConfig& config, const MemoryPlan& plan, int ranks_her
                        .expected = fmt::format("at most {:.2f} GiB for each of {} rank{}",
                                                gib(std::max<std::int64_t>(limit, 0)), ranks_here,
                                                ranks_here == 1 ? "" : "s"),
-                       .actual = fmt::format("{:.2f} GiB planned", gib(plan.total_bytes())),
+                       .actual = fmt::format("{:.2f} GiB planned", gib(plan.rank_bytes())),
                        .hint = hint});
 }
 

@@ -105,14 +105,22 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         zero(s.acts.nonfinite, exec);
         s.grad_pass = {static_cast<std::uint64_t>(s.config.run.seed), in.step, index,
                        mesh.dp_rank()};
+        const MicroBatch& rows = in.micro_batches[i];
+        const std::int64_t shard = mesh.dp_rank() + s.shard * mesh.dp_size();
+        s.training_rows = {
+            .seed = static_cast<std::uint64_t>(s.config.run.seed),
+            .step = in.step,
+            .first_slot = (shard * s.dims.shard_micro_batches + s.shard_micro_batch) * rows.batch,
+            .d_loss = scale * per_token};
         s.injection = fault_injection(in.step, mesh.world.rank(), i);
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh, exec);
         for (std::size_t u = model.work.blocks.size(); u < model.units.size(); ++u)
             await_grad_room(model, u, mesh);  // dp: of the shard before
         if (s.shard_micro_batch == 0) zero_added_grads(model, exec);
-        loss_forward_backward(s, scale * per_token, mesh.tp, exec);
+        loss_forward_backward(s, s.training_rows->d_loss, mesh.tp, exec);
         model_backward(s, mesh, exec);  // grads +=; dp: sums of the matrices
+        s.training_rows.reset();
         loss_sum += s.acts.loss_sum.as<double>()[0];
         for (std::size_t f = 0; f < nonfinite.size(); ++f)
             nonfinite[f] |= s.acts.nonfinite.as<std::int32_t>()[f];

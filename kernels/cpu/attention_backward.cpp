@@ -12,6 +12,7 @@
 #include "kernels/cpu/attention_gradients.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/working_memory.h"
 
 namespace stoa::cpu {
 namespace {
@@ -211,6 +212,15 @@ void store_queries(const AttentionBackwardArgs& a, const Head<W>& head, std::int
                   head.rows(block), rows);
 }
 
+/// Values that a head keeps while its columns are done.
+struct HeadMemory {
+    std::int64_t d_q, delta;
+};
+HeadMemory head_memory(std::int64_t group, std::int64_t q_len, std::int64_t dim) {
+    const std::int64_t blocks = (q_len + kBlockQueries - 1) / kBlockQueries;
+    return {group * blocks * dim * kBlockQueries, group * q_len};
+}
+
 template <class T, class W = Wide<T>>
 void backward_head(const AttentionBackwardArgs& a, std::int64_t batch, std::int64_t kv_head) {
     struct DQTag;
@@ -224,9 +234,9 @@ void backward_head(const AttentionBackwardArgs& a, std::int64_t batch, std::int6
                  .dim = a.q.shape[3],
                  .key_begin = a.key_begin.as<std::int32_t>().data() + batch * a.q.shape[1],
                  .key_end = a.key_end.as<std::int32_t>().data() + batch * a.q.shape[1]};
-    const std::int64_t values = head.group * head.blocks() * head.dim * kBlockQueries;
-    head.d_q = scratch<DQTag, W>(values);
-    head.delta = scratch<DeltaTag, W>(head.group * head.q_len);
+    const HeadMemory memory = head_memory(head.group, head.q_len, head.dim);
+    head.d_q = working_memory<DQTag, W>(memory.d_q);
+    head.delta = working_memory<DeltaTag, W>(memory.delta);
     head.done = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(head.columns()));
     for (std::int64_t block = 0; block < head.blocks(); ++block) {
         std::int64_t first = head.k_len, last = 0;
@@ -262,9 +272,7 @@ void backward_head(const AttentionBackwardArgs& a, std::int64_t batch, std::int6
 void attention_backward(const AttentionBackwardArgs& a) {
     dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
         const std::int64_t n_kv_heads = a.k.shape[2], heads = a.q.shape[0] * n_kv_heads;
-        // A head to a thread, unless that leaves threads idle: then all threads in one head.
-        const std::int64_t threads = cpu_threads();
-        const bool together = heads % threads != 0 && heads < 4 * threads;
+        const bool together = heads_together(heads, cpu_threads());
         parallel_for(heads, together ? heads : grain_for(a.q.shape[1] * a.k.shape[1]),
                      [&](std::int64_t i, std::int64_t end) {
                          for (; i < end; ++i)
@@ -274,3 +282,13 @@ void attention_backward(const AttentionBackwardArgs& a) {
 }
 
 }  // namespace stoa::cpu
+
+namespace stoa {
+
+std::int64_t dense_working_bytes(const AttentionSizes& n) {
+    const cpu::HeadMemory memory = cpu::head_memory(n.n_heads / n.n_kv_heads, n.len, n.dim);
+    return cpu::heads_at_once(n.batch * n.n_kv_heads, n.threads) * (memory.d_q + memory.delta) *
+           size_of(wide_dtype(n.dtype));
+}
+
+}  // namespace stoa

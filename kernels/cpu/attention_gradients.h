@@ -137,9 +137,10 @@ void add_to_keys(W* gradient, const W* scores, const W* rows, const QueryBlock<W
     }
 }
 
-/// d_v += p^T d_out and d_k += d_z^T q (keys, padded dim); d_q (dim, 64) += k^T d_z. Where some do
-/// not see each other, which `hidden` says, see(query, key) of the block tells who does: what is
-/// infinite or NaN then stays apart from the zeros that stand for what is not seen.
+/// d_v += p^T d_out and d_k += d_z^T q (keys, padded dim); d_q (dim, 64) += k^T d_z; without d_k,
+/// or without d_q, not these. Where some do not see each other, which `hidden` says, see(query,
+/// key) of the block tells who does: what is infinite or NaN then stays apart from the zeros that
+/// stand for what is not seen.
 template <class W, class See>
 void add_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const KeyBlock<W>& k, W* d_k,
                    W* d_v, W* d_q, const PartKeys& keys, bool hidden, const See& see) {
@@ -148,9 +149,11 @@ void add_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const KeyBlo
     if (!hidden ||
         (all_finite(q.q_rows, q.rows * width) && all_finite(q.d_out_rows, q.rows * width) &&
          all_finite(k.k_columns, left_values<W>(k.dim, k.keys)))) {
-        add_to_keys(d_v, s.p, q.d_out_rows, q, k.keys, keys);
-        add_to_keys(d_k, s.d_z, q.q_rows, q, k.keys, keys);
-        for (std::int64_t part = 0; part < kParts; ++part) {
+        if (d_k != nullptr) {
+            add_to_keys(d_v, s.p, q.d_out_rows, q, k.keys, keys);
+            add_to_keys(d_k, s.d_z, q.q_rows, q, k.keys, keys);
+        }
+        for (std::int64_t part = 0; part < kParts && d_q != nullptr; ++part) {
             const std::int64_t column = part * kQueryLanes, from = keys.from[part];
             if (from < keys.to[part])
                 multiply(q.dim, kQueryLanes, keys.to[part] - from,
@@ -174,10 +177,11 @@ void add_gradients(const BlockScores<W>& s, const QueryBlock<W>& q, const KeyBlo
                 to_k = std::fma(s.d_z[at], q_column[r * nr], to_k);
                 to_query[r] = std::fma(k_column[j * mr], s.d_z[at], to_query[r]);
             }
+            if (d_k == nullptr) continue;
             d_k[j * width + c] += to_k;
             d_v[j * width + c] += to_v;
         }
-        for (std::int64_t r = 0; r < q.rows; ++r)
+        for (std::int64_t r = 0; r < q.rows && d_q != nullptr; ++r)
             d_q[c * kBlockQueries + r] += to_query[r];
     }
 }

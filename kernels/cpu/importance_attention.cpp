@@ -3,6 +3,7 @@
 // first the logits of all keys and their maximum, then exponentials and sums, each one chain over
 // far keys and window in ascending order. So a query's bits depend on the keys it sees alone.
 #include "kernels/core/thread_pool.h"
+#include "kernels/cpu/dense_rows.h"
 #include "kernels/cpu/head_matrix.h"
 #include "kernels/cpu/importance_keys.h"
 #include "kernels/cpu/ops.h"
@@ -188,6 +189,7 @@ void importance_attention_forward(const ImportanceAttentionArgs& a) {
                                 head % n.n_kv_heads);
             }
         });
+        if (!a.dense_rows.empty()) dense_rows_forward<T>(a);
     });
 }
 

@@ -8,9 +8,11 @@
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/attention_gradients.h"
+#include "kernels/cpu/dense_rows.h"
 #include "kernels/cpu/importance_keys.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/working_memory.h"
 
 namespace stoa::cpu {
 namespace {
@@ -130,11 +132,16 @@ QueryBlock<W> load_queries(const Args& a, const Sizes& n, std::int64_t batch, st
                 lane_sum<W>(n.dim, [&](std::int64_t c) { return W{widen(x[c])} * W{widen(y[c])}; });
         }
     });
-    if (a.d_sink.empty()) return q;
-    const W sink = a.sink_logit.as<W>()[static_cast<std::size_t>(h)];
-    W* const d_sink = a.d_sink.as<W>().data() + (batch * n.len + row) * n.n_heads + h;
-    for (std::int64_t r = 0; r < rows; ++r)
-        d_sink[r * n.n_heads] = -fused_exp(sink - q.lse[r]) * q.delta[r];
+    if (!a.d_sink.empty()) {
+        const W sink = a.sink_logit.as<W>()[static_cast<std::size_t>(h)];
+        W* const d_sink = a.d_sink.as<W>().data() + (batch * n.len + row) * n.n_heads + h;
+        for (std::int64_t r = 0; r < rows; ++r)
+            d_sink[r * n.n_heads] = -fused_exp(sink - q.lse[r]) * q.delta[r];
+    }
+    // Dense rows have no probabilities here: they come after (dense_rows.h).
+    const auto dense = dense_rows_of(a.dense_rows, batch);
+    for (auto t = std::ranges::lower_bound(dense, row); t != dense.end() && *t < row + rows; ++t)
+        q.lse[*t - row] = std::numeric_limits<W>::infinity();
     return q;
 }
 
@@ -243,6 +250,23 @@ struct ChunkWork {
     }
 };
 
+/// How a head's tokens are divided, and the values that it keeps while they are done.
+struct HeadMemory {
+    std::int64_t width, chunks, ring_blocks, slot, parts, sums, mass;
+};
+HeadMemory head_memory(const KeyRule& rule, std::int64_t len, std::int64_t dim, bool far_mass) {
+    HeadMemory m{.width = pad_width(dim), .chunks = (len + kChunkRows - 1) / kChunkRows};
+    // The window of a block's first query, from a whole block on, and the block itself.
+    m.ring_blocks = (std::min(rule.window, len) + kBlockKeys - 1) / kBlockKeys + 2;
+    // A block's queries see so many far keys, and those that leave a window meanwhile.
+    const std::int64_t most_far = std::min(len, rule.keep + rule.sinks + kBlockQueries);
+    m.slot = KeySums<float>::values(most_far + m.ring_blocks * kBlockKeys, m.width);
+    m.parts = std::min(m.chunks, kWaveChunks) * m.slot;
+    m.sums = KeySums<float>::values(len, m.width);
+    m.mass = far_mass ? len : 0;
+    return m;
+}
+
 template <class T, class W>
 void store_rows(const TensorView& gradient, const Sizes& n, std::int64_t batch,
                 std::int64_t kv_head, W* rows) {
@@ -256,23 +280,16 @@ void store_rows(const TensorView& gradient, const Sizes& n, std::int64_t batch,
 template <class T, class W = Wide<T>>
 void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::int64_t kv_head) {
     struct SumsTag;
+    struct MassTag;
     struct RingTag;
     struct ChunksTag;
     struct RampTag;
     const Tokens<W> tokens = tokens_of<W>(a, n, batch, kv_head);
     const FarKeys far = find_far_keys(tokens.expiry, n.len, a.rule.window, kBlockQueries);
-    const std::int64_t chunks = (n.len + kChunkRows - 1) / kChunkRows, width = pad_width(n.dim);
-    // The window of a block's first query, from a whole block on, and the block itself.
-    const std::int64_t ring_blocks =
-        (std::min(a.rule.window, n.len) + kBlockKeys - 1) / kBlockKeys + 2;
-    std::size_t most_far = 0;
-    for (std::int64_t c = 0; c < chunks; ++c)
-        most_far = std::max(most_far, far.of_tile(c * kChunkBlocks).size());
-    const std::int64_t slot =
-        KeySums<W>::values(static_cast<std::int64_t>(most_far) + ring_blocks * kBlockKeys, width);
-    W* const memory = scratch<ChunksTag, W>(std::min(chunks, kWaveChunks) * slot);
-    const auto sums =
-        KeySums<W>::in(scratch<SumsTag, W>(KeySums<W>::values(n.len, width)), n.len, width);
+    const HeadMemory m = head_memory(a.rule, n.len, n.dim, !a.far_mass.empty());
+    const std::int64_t chunks = m.chunks, width = m.width, ring_blocks = m.ring_blocks;
+    W* const memory = working_memory<ChunksTag, W>(m.parts);
+    const auto sums = KeySums<W>::in(working_memory<SumsTag, W>(m.sums), n.len, width);
     for (std::int64_t wave = 0; wave < chunks; wave += kWaveChunks) {
         const std::int64_t count = std::min(kWaveChunks, chunks - wave);
         std::vector<ChunkSums<W>> parts(static_cast<std::size_t>(count));
@@ -297,7 +314,7 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
                 part.local_begin = work.first_key(part.begin);
                 for (const std::int32_t s : far.of_tile(part.begin / kBlockQueries))
                     if (s < part.local_begin) part.far.push_back(s);
-                part.apart = KeySums<W>::in(memory + i * slot, part.apart_rows(), width);
+                part.apart = KeySums<W>::in(memory + i * m.slot, part.apart_rows(), width);
                 part.apart.clear(part.apart_rows(), width);
                 part.own = sums.from_row(part.begin, width);
                 part.own.clear(part.end - part.begin, width);
@@ -310,6 +327,9 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
                     sums.add_row(part.token(row), part.apart, row, width);
         });
     }
+    if (!a.dense_rows.empty())
+        dense_rows_backward<T>(a, batch, kv_head, sums.d_k, sums.d_v, sums.d_gate,
+                               m.mass > 0 ? working_memory<MassTag, W>(m.mass) : nullptr);
     store_rows<T>(a.d_k, n, batch, kv_head, sums.d_k);
     store_rows<T>(a.d_v, n, batch, kv_head, sums.d_v);
     if (a.d_gate.empty()) return;
@@ -323,8 +343,8 @@ void backward_kv_head(const Args& a, const Sizes& n, std::int64_t batch, std::in
 void importance_attention_backward(const Args& a) {
     dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
         const Sizes n = sizes_of(a);
-        const std::int64_t heads = n.batch * n.n_kv_heads, threads = cpu_threads();
-        const bool together = heads % threads != 0 && heads < 4 * threads;  // in one head's chunks
+        const std::int64_t heads = n.batch * n.n_kv_heads;
+        const bool together = heads_together(heads, cpu_threads());  // in one head's chunks
         parallel_for(heads, together ? heads : 1, [&](std::int64_t i, std::int64_t last) {
             for (; i < last; ++i)
                 backward_kv_head<T>(a, n, i / n.n_kv_heads, i % n.n_kv_heads);
@@ -333,3 +353,13 @@ void importance_attention_backward(const Args& a) {
 }
 
 }  // namespace stoa::cpu
+
+namespace stoa {
+
+std::int64_t importance_working_bytes(const AttentionSizes& n, const KeyRule& rule, bool far_mass) {
+    const cpu::HeadMemory m = cpu::head_memory(rule, n.len, n.dim, far_mass);
+    return cpu::heads_at_once(n.batch * n.n_kv_heads, n.threads) * (m.parts + m.sums + m.mass) *
+           size_of(wide_dtype(n.dtype));
+}
+
+}  // namespace stoa

@@ -6,8 +6,9 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/importance_attention.h"
-#include "kernels/importance_gate.h"
 #include "kernels/importance_cache.h"
+#include "kernels/importance_distil.h"
+#include "kernels/importance_gate.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
@@ -29,6 +30,7 @@ void attention_backward(const AttentionBackwardArgs& args);
 void select_keys(const SelectKeysArgs& args);
 void importance_attention_forward(const ImportanceAttentionArgs& args);
 void importance_attention_backward(const ImportanceAttentionBackwardArgs& args);
+void importance_distil(const ImportanceDistilArgs& args);
 void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& args);
 void importance_cache_append(ImportanceCache& cache, const ImportanceCacheKeys& keys);
 void tree_attention_forward(const TreeAttentionArgs& args);

@@ -61,7 +61,7 @@ void tree_attention_forward(const TreeAttentionArgs& a) {
         const TreeSizes n = tree_sizes(a);
         std::vector<KeyTree<W>> trees;
         for_each_wave(documents(a, n), [&](std::span<const Document> docs) {
-            W* memory = scratch<TreesTag, W>(make_trees(trees, docs, a.rule, n.dim));
+            W* memory = working_memory<TreesTag, W>(make_trees(trees, docs, a.rule, n.dim));
             for (KeyTree<W>& tree : trees)
                 memory += place_tree(tree, memory);
             plant_trees(std::span(trees), docs, a.k, a.v, a.gate);

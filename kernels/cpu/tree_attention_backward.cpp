@@ -6,6 +6,7 @@
 #include "kernels/cpu/tree_attend.h"
 #include "kernels/cpu/tree_backward.h"
 #include "kernels/cpu/tree_documents.h"
+#include "kernels/working_memory.h"
 
 namespace stoa::cpu {
 namespace {
@@ -18,20 +19,36 @@ HeadRows rows_of(const ConstTensorView& t, const TreeSizes& n, const Document& d
     return {t.data + first * size_of(t.dtype), t.dtype, n.n_heads * n.dim, n.dim};
 }
 
+/// Without memory, and without what it reads.
 template <class W>
-TreeBackward<W> make_backward(const Args& a, const TreeSizes& n, const Document& doc) {
+TreeBackward<W> plan_backward(const TreeRule& rule, const TreeSizes& n, const Document& doc) {
     TreeBackward<W> b;
-    b.tree = make_tree<W>(a.rule, n.dim, doc.len);
+    b.tree = make_tree<W>(rule, n.dim, doc.len);
     b.group = n.group();
     b.levels = n.levels;
     b.slots = n.slots;
+    return b;
+}
+template <class W>
+BackwardMemory wave_memory(std::vector<TreeBackward<W>>& all, const TreeRule& rule,
+                           const TreeSizes& n, std::span<const Document> docs) {
+    BackwardMemory need;
+    for (const Document& doc : docs) {
+        all.push_back(plan_backward<W>(rule, n, doc));
+        const BackwardMemory own = place_backward<W>(all.back(), nullptr, nullptr);
+        need.values += own.values, need.words += own.words;
+    }
+    return need;
+}
+
+template <class W>
+void set_inputs(TreeBackward<W>& b, const Args& a, const TreeSizes& n, const Document& doc) {
     b.scale = static_cast<W>(a.scale);
     b.q = rows_of(a.q, n, doc);
     b.d_out = rows_of(a.d_out, n, doc);
     b.selection =
         a.selection.as<std::int32_t>().data() +
         ((doc.batch * n.n_kv_heads + doc.kv_head) * n.len + doc.begin) * n.levels * n.slots;
-    return b;
 }
 
 /// lse and delta of tokens [begin, end) side by side; d_sink.
@@ -101,14 +118,11 @@ void backward_wave(const Args& a, const TreeSizes& n, std::span<const Document> 
     struct ValuesTag;
     struct WordsTag;
     std::vector<TreeBackward<W>> all;
-    BackwardMemory need;
-    for (const Document& doc : docs) {
-        all.push_back(make_backward<W>(a, n, doc));
-        const BackwardMemory own = place_backward<W>(all.back(), nullptr, nullptr);
-        need.values += own.values, need.words += own.words;
-    }
-    W* values = scratch<ValuesTag, W>(need.values);
-    auto* words = scratch<WordsTag, std::int64_t>(need.words);
+    const BackwardMemory need = wave_memory(all, a.rule, n, docs);
+    for (std::size_t i = 0; i < all.size(); ++i)
+        set_inputs(all[i], a, n, docs[i]);
+    W* values = working_memory<ValuesTag, W>(need.values);
+    auto* words = working_memory<WordsTag, std::int64_t>(need.words);
     std::vector<KeyTree<W>> trees;
     for (TreeBackward<W>& b : all) {
         const BackwardMemory own = place_backward(b, values, words);
@@ -162,3 +176,36 @@ void tree_attention_backward(const Args& a) {
 }
 
 }  // namespace stoa::cpu
+
+namespace stoa {
+namespace {
+
+template <class W>
+std::int64_t tree_bytes(const AttentionSizes& s, const TreeRule& rule) {
+    const cpu::TreeSizes n{
+        s.batch, s.len, s.n_heads, s.n_kv_heads, s.dim, tree_levels(rule, s.len), tree_slots(rule)};
+    std::vector<cpu::Document> docs;
+    for (std::int64_t b = 0; b < n.batch; ++b)
+        for (std::int64_t kv_head = 0; kv_head < n.n_kv_heads; ++kv_head)
+            docs.push_back({b, kv_head, 0, n.len});
+    std::int64_t forward = 0, values = 0, words = 0;
+    cpu::for_each_wave(docs, [&](std::span<const cpu::Document> wave) {
+        std::vector<cpu::KeyTree<W>> trees;
+        forward = std::max(forward, cpu::make_trees(trees, wave, rule, n.dim));
+        std::vector<cpu::TreeBackward<W>> all;
+        const cpu::BackwardMemory need = cpu::wave_memory(all, rule, n, wave);
+        values = std::max(values, need.values);
+        words = std::max(words, need.words);
+    });
+    return (forward + values) * static_cast<std::int64_t>(sizeof(W)) +
+           words * static_cast<std::int64_t>(sizeof(std::int64_t));
+}
+
+}  // namespace
+
+std::int64_t tree_working_bytes(const AttentionSizes& s, const TreeRule& rule) {
+    return s.dtype == DType::fp64 ? tree_bytes<double>(s, rule) : tree_bytes<float>(s, rule);
+}
+std::int64_t held_working_bytes() { return cpu::held_working_memory; }
+
+}  // namespace stoa

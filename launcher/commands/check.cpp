@@ -101,10 +101,13 @@ void print_summary(const RunConfig& c) {
     fmt::print("total     {} steps, {} tokens\n", steps, human(tokens));
     if (c.model.vocab_size == 0) return;
     const MemoryPlan plan = plan_memory(c, 0, static_cast<int>(c.parallel.tp));
-    fmt::print("memory    {:.1f} MiB per rank: state {:.1f}, activations {:.1f}\n",
-               static_cast<double>(plan.total_bytes()) / (1 << 20),
-               static_cast<double>(plan.state_bytes) / (1 << 20),
-               static_cast<double>(plan.activation_bytes) / (1 << 20));
+    fmt::print(
+        "memory    {:.1f} MiB per rank: state {:.1f}, activations {:.1f}, attention kernels "
+        "{:.1f}\n",
+        static_cast<double>(plan.rank_bytes()) / (1 << 20),
+        static_cast<double>(plan.state_bytes) / (1 << 20),
+        static_cast<double>(plan.activation_bytes) / (1 << 20),
+        static_cast<double>(plan.kernel_bytes) / (1 << 20));
 }
 
 nlohmann::json to_json(const LoadedConfig& loaded, const RunConfig& c,

@@ -37,9 +37,11 @@ std::string without_layer(const std::string& name) {
 }
 
 void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
-    fmt::print("\ndp rank 0, tp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}\n",
-               tp_rank, plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
-               mib(plan.activation_bytes));
+    fmt::print(
+        "\ndp rank 0, tp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}; beside "
+        "them {:.1f} that the attention kernels work in\n",
+        tp_rank, plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
+        mib(plan.activation_bytes), mib(plan.kernel_bytes));
     if (all) {
         fmt::print("{}", describe_plan(plan));
         return;
@@ -107,6 +109,7 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
                                 {"bytes", p.total_bytes()},
                                 {"state_bytes", p.state_bytes},
                                 {"activation_bytes", p.activation_bytes},
+                                {"kernel_bytes", p.kernel_bytes},
                                 {"tensors", tensors}});
     }
     return out;
@@ -173,7 +176,7 @@ int command_plan(const Args& args) {
 
     const std::vector<RankPlan> plans = plan_ranks(config);
     const auto [least, most] = std::ranges::minmax_element(
-        plans, {}, [](const RankPlan& r) { return r.plan.total_bytes(); });
+        plans, {}, [](const RankPlan& r) { return r.plan.rank_bytes(); });
     if ((*values)["json"].as<bool>()) {
         fmt::print("{}\n", to_json(config, plans).dump(2));
     } else {
@@ -185,7 +188,7 @@ int command_plan(const Args& args) {
             "being written\n",
             mib(disk.checkpoint_bytes), mib(disk.run_bytes), config.checkpoint.keep);
         fmt::print("memory: {:.1f} to {:.1f} MiB a rank, most on dp rank {}, tp rank {}\n",
-                   mib(least->plan.total_bytes()), mib(most->plan.total_bytes()), most->dp_rank,
+                   mib(least->plan.rank_bytes()), mib(most->plan.rank_bytes()), most->dp_rank,
                    most->tp_rank);
         for (const RankPlan& r : plans)
             if (r.dp_rank == 0) print_rank(r.plan, r.tp_rank, (*values)["all"].as<bool>());

@@ -96,17 +96,21 @@ struct Run {
 
 AttentionConfig attention_of_kind(const Run& run) {
     const QualityTask& t = run.task;
-    const bool selects = run.kind == "tree" || run.kind == "importance";
+    const bool helped = run.kind == "importance_helped",
+               importance = helped || run.kind == "importance",
+               selects = importance || run.kind == "tree";
     return {.kind = selects                ? AttentionKind::dynamic
                     : run.kind == "window" ? AttentionKind::window
                                            : AttentionKind::dense,
-            .selector = run.kind == "importance" ? KeySelector::importance : KeySelector::tree,
+            .selector = importance ? KeySelector::importance : KeySelector::tree,
             .window = t.window,
             .sinks = 4,
             .leaf = t.leaf,
             .fanout = t.fanout,
             .beam = t.beam,
             .keep = t.leaf * t.beam,
+            .dense_rows = helped ? 0.2 : 0.0,
+            .distil = helped ? 1.0 : 0.0,
             .rotate = 0.5};
 }
 
@@ -289,7 +293,7 @@ json grammar_selected(TrainState& s, const Run& run, const CodeText& text) {
 
 json measure(TrainState& s, const Run& run, const CodeText& text) {
     json out;
-    if (run.task.is_code() && (run.kind == "tree" || run.kind == "importance"))
+    if (run.task.is_code() && run.kind != "dense" && run.kind != "window")
         out["grammar"] = grammar_selected(s, run, text);
     for (const std::int64_t times : {1, 2, 4, 8}) {
         const std::string x = fmt::format("{}x", times);

@@ -34,14 +34,16 @@ struct Case {
     bool overlap = true;
     bool sequence = false;
     bool selects = false;  // attention by layer: tree, importance, window
+    bool helped = false;   // ... importance with dense rows and distillation
     std::string text() const {
-        return fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
+        return fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", dp, tp, micro_batch,
                            static_cast<int>(recipe), static_cast<int>(recompute), int{tied},
-                           int{fast}, threads, zero, int{overlap}, int{sequence}, int{selects});
+                           int{fast}, threads, zero, int{overlap}, int{sequence}, int{selects},
+                           int{helped});
     }
     std::string subject() const {  // what must have one hash
-        return fmt::format("{}{}{}", recipe_name(recipe), tied ? "" : " untied",
-                           selects ? " dynamic" : "");
+        return fmt::format("{}{}{}{}", recipe_name(recipe), tied ? "" : " untied",
+                           selects ? " dynamic" : "", helped ? " helped" : "");
     }
     std::string name() const {
         return fmt::format("{} dp {} tp {} micro {} recompute {} threads {} zero {}{}{}{}",
@@ -66,6 +68,7 @@ TinyOptions options_of(const Case& c) {
         o.seq_len = 128;
     }
     if (c.selects) o.attention = tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW");
+    if (c.helped) o.attention.dense_rows = 0.2, o.attention.distil = 1.0;
     if (c.fast)
         o.determinism = Determinism::fast;
     else
@@ -87,11 +90,12 @@ int rank_main(int argc, char** argv) {
                  .zero = static_cast<int>(arg(8)),
                  .overlap = arg(9) != 0,
                  .sequence = arg(10) != 0,
-                 .selects = arg(11) != 0};
+                 .selects = arg(11) != 0,
+                 .helped = arg(12) != 0};
     Mesh mesh = make_mesh(c.dp, c.tp, c.overlap ? Overlap::on : Overlap::off);
     set_cpu_threads(c.threads);
     TrainState s;
-    const Trace t = tiny_run(options_of(c), mesh, arg(12), &s);
+    const Trace t = tiny_run(options_of(c), mesh, arg(13), &s);
     const std::string hash = state_hash(s, mesh);
     if (mesh.world.rank() == 0)
         fmt::print("TRACE {}\n",
@@ -180,6 +184,20 @@ std::vector<Case> cases_of(bool quick) {
                                  .zero = micro_batch == 1 ? 1 : 3,
                                  .sequence = tp > 1 && micro_batch == 1,
                                  .selects = true});
+            }
+    // Dense rows are drawn by where a sequence lies in the step, whoever computes it.
+    for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
+        for (const auto& [dp, tp] : kMeshes)
+            for (const std::int64_t micro_batch : {4, 2, 1}) {
+                if (quick && (micro_batch + dp + tp) % 3 != 0) continue;
+                cases.push_back({.dp = dp,
+                                 .tp = tp,
+                                 .micro_batch = micro_batch,
+                                 .recipe = recipe,
+                                 .recompute = dp == 2 ? Recompute::full : Recompute::none,
+                                 .threads = dp * tp == 1 ? 2 : 1,
+                                 .selects = true,
+                                 .helped = true});
             }
     for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
         cases.push_back(

@@ -29,6 +29,7 @@ void check_gradients(const TinyOptions& options) {
     config.batch.global_batch = config.batch.micro_batch;
     config.model.init_std = 0.3;  // far from linear
     TrainState s = make_train_state(config, 0, 1, Exec{});
+    s.training_rows = TrainingRows{.seed = 3};
     const MicroBatch mb = tiny_batch(config, 0, 0);
     for (Param& p : s.model.params)  // norms away from one
         if (p.cut == TpCut::replicated)
@@ -82,7 +83,7 @@ TEST_CASE("gradients through windows and selected keys meet finite differences i
     const AttentionConfig attention =
         GENERATE(tiny_attention(window), tiny_attention(dynamic, KeySelector::tree),
                  tiny_attention(dynamic, KeySelector::importance),
-                 tiny_attention(dynamic, KeySelector::tree, "PTD"));
+                 tiny_attention(dynamic, KeySelector::tree, "PTD"), helped_attention(0.3, 0.0));
     check_gradients({.recompute = GENERATE(Recompute::none, Recompute::selective, Recompute::full),
                      .recipe = Recipe::fp64,
                      .attention = attention});
@@ -125,11 +126,12 @@ TEST_CASE("a stage that is dense leaves the importance of later stages alone", "
 namespace {
 
 // The gradients of one micro-batch, padding included.
-std::vector<double> gradients(const TinyOptions& options) {
+std::vector<double> gradients(const TinyOptions& options, bool in_training = true) {
     RunConfig config = tiny_config(options, 1, 1);
     config.batch.global_batch = config.batch.micro_batch;
     TrainState s = make_train_state(config, 0, 1, Exec{});
     const Communicator self;
+    if (in_training) s.training_rows = TrainingRows{.seed = 3, .step = 5, .first_slot = 8};
     zero_grads(s.model, Exec{});
     load_micro_batch(s, tiny_batch(config, 0, 0));
     zero(s.acts.loss_sum, Exec{});
@@ -148,7 +150,8 @@ TEST_CASE("recompute changes no bit of the gradients", "[conformance]") {
         GENERATE(Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50);
     const AttentionConfig attention =
         GENERATE(AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree),
-                 tiny_attention(AttentionKind::dynamic, KeySelector::importance));
+                 tiny_attention(AttentionKind::dynamic, KeySelector::importance),
+                 helped_attention(0.2, 1.0));
     const auto with = [&](Recompute recompute) {
         // 300 rows: two whole blocks of tokens and a part
         return gradients({.micro_batch = 3,
@@ -162,6 +165,21 @@ TEST_CASE("recompute changes no bit of the gradients", "[conformance]") {
     const auto none = with(Recompute::none);
     CHECK(none == with(Recompute::selective));
     CHECK(none == with(Recompute::full));
+}
+
+TEST_CASE("dense rows and distillation are of training only", "[conformance]") {
+    const auto with = [](double dense_rows, double distil, bool in_training) {
+        return gradients(
+            {.recipe = Recipe::fp32, .attention = helped_attention(dense_rows, distil)},
+            in_training);
+    };
+    const auto plain = with(0.0, 0.0, true), rows = with(0.3, 0.0, true);
+    CHECK(with(0.3, 1.0, false) == plain);
+    CHECK(rows != plain);
+    CHECK(with(0.3, 1.0, true) != rows);
+    TrainState s;  // what a step leaves is ready for an evaluation
+    (void)tiny_run({.attention = helped_attention(0.3, 1.0)}, Mesh{}, 1, &s);
+    CHECK_FALSE(s.training_rows);
 }
 
 TEST_CASE("gradients below fp32 stay close to float64", "[conformance]") {

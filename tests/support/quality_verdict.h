@@ -9,7 +9,8 @@
 
 namespace stoa::test {
 
-inline constexpr const char* kKinds[] = {"tree", "importance", "dense", "window"};  // longest first
+inline constexpr const char* kKinds[] = {"tree", "importance_helped", "importance", "dense",
+                                         "window"};  // longest first
 
 // In points of accuracy, and bits as a share.
 struct Lines {
@@ -65,7 +66,7 @@ inline nlohmann::json task_verdict(const std::vector<nlohmann::json>& runs, cons
     };
     const Figures dense = figures(runs, task, "dense", "accuracy", "1x");
     out["dense"] = dense.values;
-    for (const char* kind : {"window", "tree", "importance"})
+    for (const char* kind : {"window", "tree", "importance", "importance_helped"})
         for (const char* times : {"1x", "2x", "4x", "8x"}) {
             const auto [mean, worst] = compared(kind, "accuracy", times);
             if (!std::isnan(mean))

@@ -45,6 +45,14 @@ inline AttentionConfig tiny_attention(AttentionKind kind, KeySelector selector =
             .keep = 2};
 }
 
+/// By importance, with what helps it in training.
+inline AttentionConfig helped_attention(double dense_rows, double distil) {
+    AttentionConfig a = tiny_attention(AttentionKind::dynamic, KeySelector::importance);
+    a.dense_rows = dense_rows;
+    a.distil = distil;
+    return a;
+}
+
 inline RunConfig tiny_config(const TinyOptions& o, std::int64_t dp, std::int64_t tp) {
     RunConfig c;
     c.run.seed = 7;

@@ -88,6 +88,25 @@ TEST_CASE("the resolved configuration loads back to the same attention", "[atten
     CHECK_FALSE(b.stages[0].attention);
 }
 
+TEST_CASE("what helps importance in training is a stage's, and loads back", "[attention_config]") {
+    const std::string text = text_with(
+        "  attention: {kind: dynamic, selector: importance, window: 64, dense_rows: 1, distil: "
+        "0.5}\n",
+        ", attention: {dense_rows: 0.05}");
+    const LoadedConfig a = load_run_config_text(text, "c.yaml", {});
+    const AttentionConfig &first = attention_of(a.config, a.config.stages[0]),
+                          &second = attention_of(a.config, a.config.stages[1]);
+    CHECK(first.dense_rows == 1.0);
+    CHECK(second.dense_rows == 0.05);
+    CHECK(second.distil == 0.5);
+    CHECK(print_attention(second).find("dense_rows: 0.05") != std::string::npos);
+    const RunConfig b = load_run_config_text(a.resolved_yaml, "resolved.yaml", {}).config;
+    CHECK(b.model.attention == first);
+    CHECK(attention_of(b, b.stages[1]) == second);
+    // A stage of another kind has no importance, and needs none.
+    CHECK_NOTHROW(load(text, {"stages.0.attention=dense"}));
+}
+
 TEST_CASE("attention that cannot be is refused by name, never dense in silence",
           "[attention_config]") {
     const auto refused = [](const std::string& attention, const std::string& expected,
@@ -109,6 +128,19 @@ TEST_CASE("attention that cannot be is refused by name, never dense in silence",
             "less than the 256 tokens of stage 'short'");
     refused("{kind: dynamic, selector: importance, keep: 300, window: 64}",
             "less than the 256 tokens of stage 'short'");
+    refused("{kind: dynamic, window: 64, dense_rows: 0.2}",
+            "model.attention.dense_rows: expected layers that select by importance, got none in "
+            "stage 'short'");
+    refused("{kind: dynamic, window: 64, distil: 1}",
+            "model.attention.distil: expected layers that select by importance");
+    refused("{kind: window, window: 64, dense_rows: 0.2}", "expected layers that select by");
+    refused("{kind: dynamic, layers: TP, window: 64, distil: 1}",
+            "model.attention.distil: expected dense_rows above 0");
+    refused("{kind: dynamic, layers: TP, window: 64, dense_rows: 0.2, distil: 1}",
+            "stages.1.attention.distil: expected dense_rows above 0",
+            ", attention: {dense_rows: 0}");
+    refused("{kind: dynamic, layers: TP, window: 64, dense_rows: 1.5}",
+            "model.attention.dense_rows");
     refused("{kind: dynamic, layers: TXT}", "expected letters D, W, T, P");
     refused("{kind: window, layers: WD, window: 64}", "only dynamic attention differs by layer");
     refused("{kind: dynamic, beam: 0}", "model.attention.beam");

@@ -14,14 +14,14 @@ RunConfig wide_config(Recipe recipe) {
     c.data.tokenizer = "tokenizer.json";
     return c;
 }
-std::int64_t bytes_of(const RunConfig& c) { return plan_memory(c, 0, 1).total_bytes(); }
+std::int64_t bytes_of(const RunConfig& c) { return plan_memory(c, 0, 1).rank_bytes(); }
 
 }  // namespace
 
 TEST_CASE("what fits is not refused, what does not is, before anything is allocated", "[unit]") {
     const RunConfig c = wide_config(Recipe::bf16);
     const MemoryPlan plan = plan_memory(c, 0, 1);
-    const std::int64_t all = plan.total_bytes() + kOutsidePlanBytes;
+    const std::int64_t all = plan.rank_bytes() + kOutsidePlanBytes;
     require_fits(c, plan, 1, all);
     require_fits(c, plan, 2, 2 * all);
     require_fits(c, plan, 1, 0);  // the machine does not say

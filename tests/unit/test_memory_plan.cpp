@@ -1,3 +1,6 @@
+#include <thread>
+
+#include "kernels/working_memory.h"
 #include "tests/support/catch.h"
 #include "tests/support/tiny_run.h"
 
@@ -9,7 +12,8 @@ TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
     const Recipe compute = GENERATE(Recipe::fp32, Recipe::bf16);
     const int tp = GENERATE(1, 2, 4);
     const AttentionConfig attention = GENERATE(
-        AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"));
+        AttentionConfig{}, tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPW"),
+        helped_attention(0.2, 1.0));
     const RunConfig config =
         tiny_config({.recompute = recompute, .recipe = compute, .attention = attention}, 1, tp);
     const MemoryPlan plan = plan_memory(config, tp - 1, tp);
@@ -24,6 +28,27 @@ TEST_CASE("the plan that is shown is the memory that is used", "[unit]") {
     }
     CHECK(align_up(end) == plan.total_bytes());
     CHECK(s.acts.key_end.data + s.acts.key_end.bytes() <= s.arena.data() + s.arena.bytes());
+}
+
+TEST_CASE("the attention kernels keep the memory that is planned for them", "[unit]") {
+    const AttentionConfig attention = GENERATE(
+        AttentionConfig{}, tiny_attention(AttentionKind::window), helped_attention(0.2, 1.0),
+        tiny_attention(AttentionKind::dynamic, KeySelector::tree, "TPD"));
+    RunConfig config = tiny_config({.seq_len = 200, .attention = attention}, 1, 1);
+    config.parallel.threads = 1;
+    const MemoryPlan plan = plan_memory(config, 0, 1);
+    std::int64_t grown = 0;
+    std::thread([&] {  // which has kept nothing yet
+        const std::int64_t before = held_working_bytes();
+        TrainState s = make_train_state(config, 0, 1, Exec{});
+        MicroBatch mb = tiny_batch(config, 0, 0);
+        std::ranges::fill(mb.key_begin, 0);  // a row is a document
+        (void)train_step(s, {.micro_batches = {mb}, .lr = 1e-3}, Mesh{}, Exec{});
+        grown = held_working_bytes() - before;
+    })
+        .join();
+    CHECK(plan.kernel_bytes > 0);
+    CHECK(grown == plan.kernel_bytes);
 }
 
 TEST_CASE("recompute keeps one block's activations instead of all", "[unit]") {

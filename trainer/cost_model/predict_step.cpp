@@ -69,7 +69,7 @@ double gemm_seconds(const RunConfig& c, const Cluster& cl) {
 double keys_of_query(const AttentionConfig& a, std::int64_t layer, double seq) {
     const LayerAttention kind = layer_attention(a, layer);
     double keys = d(a.window + a.sinks);
-    if (kind == LayerAttention::importance) keys += d(a.keep);
+    if (kind == LayerAttention::importance) keys += d(a.keep) + a.dense_rows * seq / 2;
     if (kind == LayerAttention::tree) {
         const double levels =
             std::ceil(std::log(std::max(2.0, seq / d(a.leaf))) / std::log(d(a.fanout)));

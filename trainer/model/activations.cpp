@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <thread>
 
 #include "checkpoints/rank_file.h"
 #include "configs/attention_config.h"
 #include "kernels/core/tree.h"
 #include "kernels/quantize.h"
+#include "kernels/working_memory.h"
 #include "trainer/model/attend.h"
 
 namespace stoa {
@@ -103,7 +105,9 @@ void share_derived(BlockSaved& s, const BlockSaved& from) {
     s.act = from.act;
 }
 
-BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
+BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t micro_batch,
+                            std::int64_t seq_len) {
+    const std::int64_t rows = micro_batch * seq_len;
     const Lifetime block = Lifetime::block;
     const std::int64_t chunk = std::min(rows, kFfnChunk);
     const auto place = [&](const char* n, std::int64_t r, std::int64_t cols, DType dtype) {
@@ -119,6 +123,11 @@ BlockScratch layout_scratch(Placer& p, const LocalDims& d, std::int64_t rows) {
         s.d_gate = place("d_gate", rows, d.n_kv_heads, f.wide);
         s.d_sink = place("d_sink", rows, d.n_heads, f.wide);
         s.d_importance = place("d_importance", rows, d.n_kv_heads, f.attention);
+    }
+    if (const std::int64_t dense = dense_row_count(d, seq_len); dense > 0) {
+        s.dense_rows = place("dense_rows", micro_batch, dense, DType::int32);
+        if (d.attention_rule.distil > 0.0)
+            s.far_mass = place("far_mass", rows, d.n_kv_heads, f.wide);
     }
     for (std::int64_t n = d.chunks; n > 1; n = tree_half(n))
         s.tree.push_back(place("tree", rows, d.d_model, f.wide));
@@ -200,7 +209,7 @@ Activations layout_activations(Placer& p, const RunConfig& config, const LocalDi
     for (std::int64_t l = 0; l <= n_layers; ++l)
         a.x.push_back(p.place("x." + std::to_string(l), {own, d.d_model}, residual, mb));
     a.saved = layout_blocks(p, d, micro_batch, seq_len);
-    a.scratch = layout_scratch(p, d, rows);
+    a.scratch = layout_scratch(p, d, micro_batch, seq_len);
     a.h_final = p.place("h_final", {rows, d.d_model}, residual, mb);
     a.rstd_final = p.place("rstd_final", {own}, wide, mb);
     a.logits = p.place("logits", {chunk, d.vocab.local}, wide, Lifetime::block);
@@ -246,6 +255,38 @@ TensorView layout_snapshot(Placer& p, const RunConfig& config, const ModelState&
                    Lifetime::run);
 }
 
+namespace {
+
+// What each kind of attention takes in a stage, whose dims these are.
+std::map<LayerAttention, std::int64_t> kernel_bytes(const RunConfig& config, const LocalDims& d,
+                                                    std::int64_t seq_len) {
+    const std::int64_t threads =
+        config.parallel.threads > 0
+            ? config.parallel.threads
+            : std::max<std::int64_t>(1, std::thread::hardware_concurrency());  // at most
+    const AttentionSizes n{
+        config.batch.micro_batch, seq_len, d.n_heads, d.n_kv_heads, d.head_dim, d.formats.attention,
+        static_cast<int>(threads)};
+    const AttentionConfig& a = d.attention_rule;
+    std::map<LayerAttention, std::int64_t> bytes;
+    for (const LayerAttention kind : d.attention) {
+        using enum LayerAttention;
+        const bool far_mass = kind == importance && a.distil > 0.0;
+        bytes[kind] = kind == dense  ? dense_working_bytes(n)
+                      : kind == tree ? tree_working_bytes(n, tree_rule(a))
+                                     : importance_working_bytes(n, key_rule(a, kind), far_mass);
+    }
+    // Windows and importance are one kernel.
+    if (bytes.contains(LayerAttention::window)) {
+        std::int64_t& both = bytes[LayerAttention::importance];
+        both = std::max(both, bytes[LayerAttention::window]);
+        bytes.erase(LayerAttention::window);
+    }
+    return bytes;
+}
+
+}  // namespace
+
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank) {
     LocalDims dims = local_dims(config, tp_rank, tp_size);
     Placer state;
@@ -253,15 +294,20 @@ MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp
                                                 tp_rank, tp_size, dp_rank);
     layout_snapshot(state, config, model, tp_rank, dp_rank);
     Placer activations;  // of the stage that needs most
+    std::map<LayerAttention, std::int64_t> kernels;
     for (const StageConfig& stage : config.stages) {
         set_attention(dims, attention_of(config, stage));
         Placer here;
         layout_activations(here, config, dims, config.batch.micro_batch, stage.seq_len);
         if (here.bytes() > activations.bytes()) activations = here;
+        for (const auto& [kind, bytes] : kernel_bytes(config, dims, stage.seq_len))
+            kernels[kind] = std::max(kernels[kind], bytes);
     }
     MemoryPlan plan{.tensors = state.tensors(),
                     .state_bytes = state.bytes(),
                     .activation_bytes = activations.bytes()};
+    for (const auto& [kind, bytes] : kernels)
+        plan.kernel_bytes += bytes;
     for (PlannedTensor t : activations.tensors()) {
         t.offset_bytes += state.bytes();
         plan.tensors.push_back(std::move(t));
@@ -282,6 +328,8 @@ std::string describe_plan(const MemoryPlan& plan) {
     for (const PlannedTensor& t : sorted)
         text += fmt::format("  {:>12} B  {:<11} {:<5} {:<28} {}\n", t.bytes(),
                             lifetime_name(t.lifetime), dtype_name(t.dtype), t.shape.str(), t.name);
+    text += fmt::format("  {:>12} B  beside the plan: working memory of the attention kernels\n",
+                        plan.kernel_bytes);
     return text;
 }
 

@@ -45,14 +45,26 @@ struct BlockScratch {
     TensorView d_k, d_v;        // (rows, kv_cols) attn
     TensorView d_gate, d_sink;  // (rows, n_kv_heads), (rows, n_heads) wide: where keys are selected
     TensorView d_importance;    // (rows, n_kv_heads) attn
-    TensorView h;               // (chunk, d_model) wide: post-attention norm before rounding
-    TensorView gate, up, act;   // (chunk, d_ff) wide: before rounding; gradients in backward
-    Scaled h_row, act_row;      // (chunk, ...) e4m3 by rows: matmul operands of the forward
+    // Where importance has dense rows, of the layer at hand: their tokens, (micro_batch, dense
+    // rows) int32; what they see of each token, then what importance learns from it, (rows,
+    // n_kv_heads) wide.
+    TensorView dense_rows, far_mass;
+    TensorView h;                 // (chunk, d_model) wide: post-attention norm before rounding
+    TensorView gate, up, act;     // (chunk, d_ff) wide: before rounding; gradients in backward
+    Scaled h_row, act_row;        // (chunk, ...) e4m3 by rows: matmul operands of the forward
     Scaled d_gate_row, d_up_row;  // (chunk, d_ff) e4m3 by rows and by columns
     Scaled d_gate_col, d_up_col;
     Scaled d_y_row, d_y_col;       // (chunk, d_model) e4m3: gradient of the FFN's output
     std::vector<TensorView> tree;  // (rows, d_model) wide: right branches of sums over chunks
     TensorView whole;              // (rows, d_model) res: all ranks' rows of the stream or d_x
+};
+
+/// Where the rows of a micro-batch lie in the run, which is the same on every mesh, and what the
+/// loss of a token counts: row b is slot first_slot + b of the step.
+struct TrainingRows {
+    std::uint64_t seed = 0;
+    std::int64_t step = 0, first_slot = 0;
+    double d_loss = 1.0;
 };
 
 struct Activations {
@@ -83,11 +95,14 @@ Activations layout_activations(Placer& placer, const RunConfig& config, const Lo
 TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelState& state,
                            int tp_rank, int dp_rank);
 
-/// The whole plan of one rank: state, then the activations of the stage that needs most.
+/// The whole plan of one rank: state, then the activations of the stage that needs most. Beside
+/// this arena, what the attention kernels keep (kernels/working_memory.h): of each kind of
+/// attention what the stage that needs most of it does.
 struct MemoryPlan {
     std::vector<PlannedTensor> tensors;
-    std::int64_t state_bytes = 0, activation_bytes = 0;
+    std::int64_t state_bytes = 0, activation_bytes = 0, kernel_bytes = 0;
     std::int64_t total_bytes() const { return state_bytes + activation_bytes; }
+    std::int64_t rank_bytes() const { return total_bytes() + kernel_bytes; }
 };
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank = 0);
 /// A table of the plan, largest first, per lifetime.

@@ -14,6 +14,9 @@ KeyRule key_rule(const AttentionConfig& a, LayerAttention kind);
 Shape selection_shape(const TreeRule& rule, std::int64_t heads, std::int64_t seq_len);
 double attention_scale(const LocalDims& d);
 
+/// Of each sequence, in training: rows of the layers that select by importance that see all keys.
+std::int64_t dense_row_count(const LocalDims& d, std::int64_t seq_len);
+
 /// (rows, heads * head_dim) as (micro_batch, seq_len, heads, head_dim).
 template <class View>
 View by_batch(const View& x, const Activations& a, std::int64_t head_dim) {

@@ -19,6 +19,7 @@ struct BlockContext {
     CommQueue* tp_queue = nullptr;
     bool add_grads = true;  // to the matrices' gradients; else they are overwritten
     GradPass grad_pass{};
+    const TrainingRows* training_rows = nullptr;  // absent: evaluation, without dense rows
     std::int64_t layer = 0;
     TensorView nonfinite{};  // (1) int32: this layer's FFN met Inf or NaN in this pass
     TensorView loss{};       // (4) fp64: what e4m3 loses here in this pass; absent: no sample

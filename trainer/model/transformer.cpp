@@ -22,7 +22,8 @@ BlockContext block_context(const TrainState& s, const Mesh& mesh, const Exec& ex
             .tp_beside = &mesh.tp_beside,
             .tp_queue = mesh.tp_queue.get(),
             .add_grads = s.shard_micro_batch > 0,
-            .grad_pass = s.grad_pass};
+            .grad_pass = s.grad_pass,
+            .training_rows = s.training_rows ? &*s.training_rows : nullptr};
 }
 
 TensorView flag(const Activations& a, std::int64_t pass, std::size_t layer) {

@@ -1,4 +1,6 @@
 #pragma once
+#include <optional>
+
 #include "configs/run_config.h"
 #include "data/token_loader.h"
 #include "kernels/core/exec.h"
@@ -35,7 +37,9 @@ struct TrainState {
     std::int64_t shard = 0;              // of this rank's dp shards: the first overwrites sums
     std::int64_t shard_micro_batch = 0;  // of its dp shard: the first overwrites gradients
     GradPass grad_pass;                  // what bf16 gradients draw their rounding from
-    Injection injection;                 // fault tests only
+    std::optional<TrainingRows>
+        training_rows;    // of the micro-batch that is trained on, else absent
+    Injection injection;  // fault tests only
 };
 
 /// Allocates the arena of plan_memory and places the state; parameters are initialised from the
