@@ -48,11 +48,11 @@ void check_layers(const Written& w) {
                     "set kind: dynamic, or remove layers");
 }
 
-// `here`: some layer of this stage selects by importance; `elsewhere`: of another stage, which has
-// the keys from the model. A stage of another kind leaves them alone.
+// `here`: some layer of this stage selects by importance; `elsewhere`: of another stage. A stage
+// without such layers has the keys from the model and leaves them alone.
 void check_training_helps(const Written& w, bool here, bool elsewhere) {
     const AttentionConfig& a = w.a;
-    const bool used = here || (elsewhere && a.kind != AttentionKind::dynamic);
+    const bool used = here || elsewhere;
     for (const auto& [key, value] :
          {std::pair{"dense_rows", a.dense_rows}, std::pair{"distil", a.distil}})
         w.rules.require(used || value == 0.0, {fmt::format("{}.{}", w.path, key), w.path},

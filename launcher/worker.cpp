@@ -72,17 +72,6 @@ void require_same_config(const LoadedConfig& loaded, const Communicator& world) 
                            .hint = "put the file on shared storage, or copy it to every node"});
 }
 
-// auto: the cores this rank may run on, shared among the ranks here. Under mpirun's binding a rank
-// sees only its own cores.
-int threads_of(const RunConfig& config, int ranks_here) {
-    if (config.parallel.threads > 0) return static_cast<int>(config.parallel.threads);
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    const auto all = static_cast<int>(std::thread::hardware_concurrency());
-    return std::max(1, mine < all ? mine : mine / ranks_here);
-}
-
 // The supervisor goes one checkpoint further back when a run keeps failing at the same step.
 std::int64_t resume_limit() {
     const char* text = std::getenv("STOA_RESUME_AT_MOST");
@@ -123,6 +112,16 @@ void pre_flight(const Communicator& world, Watch& watch) {
 }
 
 }  // namespace
+
+// Under mpirun's binding a rank sees only its own cores.
+int threads_of(const RunConfig& config, int ranks_here) {
+    if (config.parallel.threads > 0) return static_cast<int>(config.parallel.threads);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    const auto all = static_cast<int>(std::thread::hardware_concurrency());
+    return std::max(1, mine < all ? mine : mine / ranks_here);
+}
 
 ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Watch& watch) {
     set_log_rank(session.rank());

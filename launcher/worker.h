@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/run_config.h"
 #include "kernels/core/error.h"
 #include "launcher/watch.h"
 #include "parallel/mpi_session.h"
@@ -15,6 +16,10 @@ struct WorkerOptions {
     bool print_memory_plan = false;
     std::string resume_command;  // what the user typed
 };
+
+/// Threads of a rank: parallel.threads, or the cores that it may run on, shared among the ranks of
+/// this machine.
+int threads_of(const RunConfig& config, int ranks_here);
 
 /// One rank of a training run, from configuration to exit code:
 /// load_run_config -> make_mesh -> plan_memory -> make_train_state -> load_checkpoint ->

@@ -32,9 +32,10 @@ class WorkingBuffer {
 public:
     std::byte* of_bytes(std::int64_t bytes) {
         if (buffer_.bytes() < bytes) {
-            held_working_memory += bytes - buffer_.bytes();
+            held_working_memory -= buffer_.bytes();
             buffer_ = Buffer();  // never both at a time
             buffer_ = Buffer(bytes);
+            held_working_memory += bytes;
         }
         return buffer_.data();
     }

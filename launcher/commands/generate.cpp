@@ -1,10 +1,12 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <new>
 #include <sstream>
 
 #include "checkpoints/checkpoint.h"
@@ -12,9 +14,12 @@
 #include "data/reasoning/engine.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/core/log.h"
+#include "kernels/core/thread_pool.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/worker.h"
 #include "parallel/agree.h"
+#include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
 #include "trainer/inference/shared_prefill.h"
 #include "trainer/model/dp_traffic.h"
@@ -93,7 +98,6 @@ struct Trained {
 /// The newest checkpoint of a run, whole on every rank, whatever mesh trained it.
 Trained load_trained(const std::string& run_dir, const Mesh& mesh) {
     Trained t;
-    std::string dir;
     agree(mesh.world, "load the run", [&] {
         t.config = load_run_config(run_dir + "/resolved.yaml", {}).config;
         t.config.parallel.dp = t.config.parallel.tp = 1;
@@ -103,9 +107,9 @@ Trained load_trained(const std::string& run_dir, const Mesh& mesh) {
         t.config = resolve_for_world(t.config, 1);
         t.tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(t.config.data.tokenizer));
         t.config = resolve_for_vocab(t.config, t.tokenizer->vocab_size());
-        t.state = make_train_state(t.config, 0, 1, Exec{});
+        t.state = make_inference_state(t.config, 0, 1, Exec{});
     });
-    dir = find_checkpoint(run_dir, mesh);
+    const std::string dir = find_checkpoint(run_dir, mesh);
     if (dir.empty())
         throw CheckpointError({.what = "no checkpoint in this run directory",
                                .where = run_dir,
@@ -135,23 +139,43 @@ void generate(const po::variables_map& o, const MpiSession& session) {
     set_log_rank(session.rank());
     Mesh mesh = make_mesh(session.size(), 1);
     agree(mesh.world, "check the command line", [&] {
+        if (o["max-new-tokens"].as<std::int64_t>() < 0)
+            throw ConfigError({.what = "--max-new-tokens is negative",
+                               .expected = "0 or more",
+                               .actual = std::to_string(o["max-new-tokens"].as<std::int64_t>()),
+                               .hint = "64 is the default"});
         if (session.size() > 1 && o.count("family") > 0)
             throw ConfigError({.what = "problems are solved by one process",
                                .actual = std::to_string(session.size()) + " ranks",
                                .hint = "run it without mpirun"});
     });
     Trained t = load_trained(o["run"].as<std::string>(), mesh);
+    set_cpu_threads(threads_of(t.config, ranks_on_this_machine(mesh.world)));
     if (o.count("family") > 0) {
         solve_problems(t.state, *t.tokenizer, o);
     } else {
+        const auto room = o["max-new-tokens"].as<std::int64_t>();
         std::string prompt;
-        agree(mesh.world, "read the prompt", [&] { prompt = read_prompt(o); });
-        const auto ids = generate_shared(t.state, t.tokenizer->encode(prompt),
-                                         o["max-new-tokens"].as<std::int64_t>(),
-                                         t.tokenizer->end_of_text(), mesh, Exec{});
+        std::vector<TokenId> tokens;
+        agree(mesh.world, "read the prompt", [&] {
+            if (session.rank() == 0) prompt = read_prompt(o);
+        });
+        prompt = broadcast(prompt, 0, mesh.world);  // every host may have a file of that name
+        agree(mesh.world, "read the prompt", [&] {
+            tokens = t.tokenizer->encode(prompt);
+            require_prompt_fits(t.state, tokens, room);
+        });
+        const auto ids =
+            generate_shared(t.state, tokens, room, t.tokenizer->end_of_text(), mesh, Exec{});
         if (session.rank() == 0) fmt::print("{}{}\n", prompt, t.tokenizer->decode(ids));
     }
     close_mesh(mesh);
+}
+
+[[noreturn]] void leave_alone(const MpiSession& session, ExitCode code, const std::string& text) {
+    fmt::print(stderr, "error: rank {} on {}: {}\n", session.rank(), host_name(), text);
+    if (session.size() == 1) std::exit(static_cast<int>(code));
+    MpiSession::abort(static_cast<int>(code));
 }
 
 }  // namespace
@@ -169,10 +193,17 @@ int command_generate(const Args& args) {
     MpiSession session(argc, argv);
     try {
         generate(o, session);
-    } catch (const Error& e) {  // agreed: all ranks are here with it, and the first one tells
+    } catch (const Error& e) {
+        // A rank may be alone in lacking memory, with the others waiting for it. All else is
+        // agreed: every rank is here with it, and the first one tells.
+        if (e.code() == ExitCode::memory) leave_alone(session, ExitCode::memory, e.what());
         session.close();
         if (session.rank() == 0) throw;
         return static_cast<int>(e.code());
+    } catch (const std::bad_alloc&) {
+        leave_alone(session, ExitCode::memory, "out of memory");
+    } catch (const std::exception& e) {
+        leave_alone(session, ExitCode::internal, e.what());
     }
     session.close();
     return 0;

@@ -110,6 +110,7 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
                                 {"state_bytes", p.state_bytes},
                                 {"activation_bytes", p.activation_bytes},
                                 {"kernel_bytes", p.kernel_bytes},
+                                {"rank_bytes", p.rank_bytes()},
                                 {"tensors", tensors}});
     }
     return out;

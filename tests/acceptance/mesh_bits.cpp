@@ -189,7 +189,7 @@ std::vector<Case> cases_of(bool quick) {
     for (const Recipe recipe : {Recipe::fp32, Recipe::r30})
         for (const auto& [dp, tp] : kMeshes)
             for (const std::int64_t micro_batch : {4, 2, 1}) {
-                if (quick && (micro_batch + dp + tp) % 3 != 0) continue;
+                if (quick && (recipe != Recipe::fp32 || (micro_batch + dp + tp) % 3 != 0)) continue;
                 cases.push_back({.dp = dp,
                                  .tp = tp,
                                  .micro_batch = micro_batch,
@@ -210,7 +210,7 @@ std::vector<Case> cases_of(bool quick) {
 int main(int argc, char** argv) {
     if (argc > 1 && std::strcmp(argv[1], "--rank") == 0) return rank_main(argc, argv);
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
-    const int steps = quick ? 10 : 50;
+    const int steps = quick ? 6 : 50;
     std::map<std::string, json> first;
     int different = 0, failed = 0;
     const std::vector<Case> cases = cases_of(quick);

@@ -105,6 +105,7 @@ TEST_CASE("what helps importance in training is a stage's, and loads back", "[at
     CHECK(attention_of(b, b.stages[1]) == second);
     // A stage of another kind has no importance, and needs none.
     CHECK_NOTHROW(load(text, {"stages.0.attention=dense"}));
+    CHECK_NOTHROW(load(text, {"stages.0.attention={selector: tree}"}));
 }
 
 TEST_CASE("attention that cannot be is refused by name, never dense in silence",

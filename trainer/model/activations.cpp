@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "checkpoints/rank_file.h"
@@ -260,22 +261,23 @@ namespace {
 // What each kind of attention takes in a stage, whose dims these are.
 std::map<LayerAttention, std::int64_t> kernel_bytes(const RunConfig& config, const LocalDims& d,
                                                     std::int64_t seq_len) {
-    const std::int64_t threads =
-        config.parallel.threads > 0
-            ? config.parallel.threads
-            : std::max<std::int64_t>(1, std::thread::hardware_concurrency());  // at most
-    const AttentionSizes n{
-        config.batch.micro_batch, seq_len, d.n_heads, d.n_kv_heads, d.head_dim, d.formats.attention,
-        static_cast<int>(threads)};
+    AttentionSizes n{config.batch.micro_batch, seq_len, d.n_heads, d.n_kv_heads, d.head_dim,
+                     d.formats.attention};
     const AttentionConfig& a = d.attention_rule;
-    std::map<LayerAttention, std::int64_t> bytes;
-    for (const LayerAttention kind : d.attention) {
+    const auto bytes_of = [&](LayerAttention kind) {
         using enum LayerAttention;
         const bool far_mass = kind == importance && a.distil > 0.0;
-        bytes[kind] = kind == dense  ? dense_working_bytes(n)
-                      : kind == tree ? tree_working_bytes(n, tree_rule(a))
-                                     : importance_working_bytes(n, key_rule(a, kind), far_mass);
-    }
+        return kind == dense  ? dense_working_bytes(n)
+               : kind == tree ? tree_working_bytes(n, tree_rule(a))
+                              : importance_working_bytes(n, key_rule(a, kind), far_mass);
+    };
+    // auto: how many threads a rank will have is not known here, and fewer may take more.
+    const auto given = static_cast<int>(config.parallel.threads);
+    const int most = given > 0 ? given : std::max(1u, std::thread::hardware_concurrency());
+    std::map<LayerAttention, std::int64_t> bytes;
+    for (const LayerAttention kind : std::set(d.attention.begin(), d.attention.end()))
+        for (n.threads = given > 0 ? given : 1; n.threads <= most; ++n.threads)
+            bytes[kind] = std::max(bytes[kind], bytes_of(kind));
     // Windows and importance are one kernel.
     if (bytes.contains(LayerAttention::window)) {
         std::int64_t& both = bytes[LayerAttention::importance];

@@ -73,13 +73,14 @@ void embedding_gradient(TrainState& s, const Communicator& tp, const Exec& exec)
 
 }  // namespace
 
-TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
-                            int dp_rank) {
-    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size, dp_rank);
+namespace {
+
+TrainState place_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
+                       int dp_rank, std::int64_t state_bytes, std::int64_t activation_bytes) {
     TrainState s{.config = config,
                  .dims = local_dims(config, tp_rank, tp_size),
-                 .arena = Buffer(plan.total_bytes())};
-    Placer placer(s.arena.data(), plan.state_bytes);
+                 .arena = Buffer(state_bytes + activation_bytes)};
+    Placer placer(s.arena.data(), state_bytes);
     s.model = layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size,
                                  dp_rank);
     s.snapshot = layout_snapshot(placer, config, s.model, tp_rank, dp_rank);
@@ -88,6 +89,21 @@ TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, c
     s.policy = initial_policy(config);
     init_model_state(s.model, config, exec);
     return s;
+}
+
+}  // namespace
+
+TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
+                            int dp_rank) {
+    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size, dp_rank);
+    return place_state(config, tp_rank, tp_size, exec, dp_rank, plan.state_bytes,
+                       plan.activation_bytes);
+}
+
+TrainState make_inference_state(const RunConfig& config, int tp_rank, int tp_size,
+                                const Exec& exec) {
+    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size);
+    return place_state(config, tp_rank, tp_size, exec, 0, plan.state_bytes, 0);
 }
 
 void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len) {

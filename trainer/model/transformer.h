@@ -46,6 +46,9 @@ struct TrainState {
 /// seed.
 TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
                             int dp_rank = 0);
+/// The same without room for activations, which decoding brings itself (inference/pass.h).
+TrainState make_inference_state(const RunConfig& config, int tp_rank, int tp_size,
+                                const Exec& exec);
 /// Places the activations of a stage behind the state.
 void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len);
 /// The attention and positions of a stage, for all that follows. Nothing to do within a stage.
