@@ -145,6 +145,23 @@ std::int64_t descend(const KeyTree<W>& tree, const TreeQueries<W>& b, std::int64
                 d.block[i * units + u] =
                     level.rows + blocks[i].block * tree.block_values() + u * kLanes;
         }
+        // The first leaf, and so every node above it, is read whatever its rank.
+        const std::int64_t forced = rule.sinks > 0 && n > 0 && blocks[0].block == 0 ? 1 : 0;
+        const auto expand = [&](std::int64_t slot, std::int64_t position) {
+            const auto at = static_cast<std::uint32_t>(position),
+                       i = at / static_cast<std::uint32_t>(f);
+            expanded[slot] = static_cast<std::int32_t>(blocks[i].block * f + at -
+                                                       i * static_cast<std::uint32_t>(f));
+            for (std::int64_t g = 0; g < b.group; ++g)
+                node_z[g * z_ld + position] = -std::numeric_limits<W>::infinity();
+        };
+        if (n <= rule.beam + forced) {  // all are expanded, unseen
+            for (std::int64_t i = 0; i < n; ++i)
+                expand(i, i);
+            node_z += n;
+            blocks += n_blocks;
+            continue;
+        }
         for (std::int64_t g = 0; g < b.group; ++g) {
             W* const dots = d.dots + g * n_blocks * tree.row_lanes;
             d.kernels.block_dots(dots, b.q + (r * b.group + g) * tree.width,
@@ -159,18 +176,8 @@ std::int64_t descend(const KeyTree<W>& tree, const TreeQueries<W>& b, std::int64
             }
         }
         rank_candidates(d.score, d.bound, d.dots, tree, n_blocks, n, b.group, b.scale);
-        // The first leaf, and so every node above it, is read whatever its rank.
-        const std::int64_t forced = rule.sinks > 0 && n > 0 && blocks[0].block == 0 ? 1 : 0;
         const std::int64_t taken =
             best_positions(d.best, d.room, d.score + forced, n - forced, rule.beam);
-        const auto expand = [&](std::int64_t slot, std::int64_t position) {
-            const auto at = static_cast<std::uint32_t>(position),
-                       i = at / static_cast<std::uint32_t>(f);
-            expanded[slot] = static_cast<std::int32_t>(blocks[i].block * f + at -
-                                                       i * static_cast<std::uint32_t>(f));
-            for (std::int64_t g = 0; g < b.group; ++g)
-                node_z[g * z_ld + position] = -std::numeric_limits<W>::infinity();
-        };
         if (forced > 0) expand(0, 0);
         for (std::int64_t i = 0; i < taken; ++i)
             expand(forced + i, d.best[i] + forced);

@@ -100,8 +100,9 @@ json compare_torch(const Options& o, const Bars& bars, bool& holds) {
             fmt::format("{} {}/tests/acceptance/peers/torch_attention.py {} 2 {} 5 2>/dev/null",
                         python, source_dir(), len, threads));
         const std::size_t line = told.output.find_last_of('{', told.output.rfind("\"torch\""));
+        if (told.code != 0 || line == std::string::npos) return "not compared: " + told.output;
         const json theirs = json::parse(told.output.substr(line), nullptr, false);
-        if (told.code != 0 || theirs.is_discarded()) return "not compared: " + told.output;
+        if (theirs.is_discarded()) return "not compared: " + told.output;
         set_cpu_threads(threads);
         const Seconds forward = best_of(5, [&] { r.dense_forward(); });
         const Seconds both = best_of(5, [&] {
