@@ -45,7 +45,8 @@ inline Figures figures(std::vector<nlohmann::json> runs, const std::string& task
     std::ranges::sort(runs, {}, [](const nlohmann::json& r) { return r.value("seed", 0); });
     Figures f;
     for (const nlohmann::json& r : runs)
-        if (r.is_object() && r["task"] == task && r["kind"] == kind && r.contains(figure))
+        if (r.is_object() && !r.contains("case") && r["task"] == task && r["kind"] == kind &&
+            r.contains(figure))
             f.values.push_back(r[figure].value(times, NAN));
     return f;
 }
