@@ -58,12 +58,14 @@ Facts draw_copy(const FarShape& shape, Draws& draws) {
     return f;
 }
 
-// Numbers are the keys, in order. `unused`: the values that are not copied, which the background is
-// made of, so that only the number before it tells what is to be copied.
+// Numbers are keys, rising. `unused`: the values that are not copied, which the background is made
+// of, so that only the number before it tells what is to be copied.
 Facts draw_numbered(const FarShape& shape, Draws& draws, Symbols& unused) {
     Facts f;
     unused = distinct_values(shape, std::max(shape.values, shape.facts + 1), draws);
-    for (std::int64_t number = 0; number < shape.facts; ++number) {
+    Symbols numbers = draw_distinct(shape.keys, shape.facts, draws);
+    std::ranges::sort(numbers);
+    for (const std::int64_t number : numbers) {
         f.facts.push_back({{number, unused.back()}});
         f.queries.push_back({f.facts.back().symbols, 1});
         unused.pop_back();

@@ -13,7 +13,7 @@ namespace stoa {
 //   kind               a fact                       a query
 //   recall             key value                    key -> value              [MQAR, Arora 2023]
 //   selective_copy     value                        mark -> all values, in order
-//   numbered_copy      number value                 1 -> value, 2 -> value, ... in order
+//   numbered_copy      number value, rising         number -> value, all in order
 //   induction          a run of values, whole       the run's first -> its others
 //   needle             mark value ... value         mark -> all values
 //   multi_needle       key key value                key key -> value; facts share either key

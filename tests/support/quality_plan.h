@@ -43,7 +43,7 @@ inline std::vector<QualityTask> quality_tasks() {
          .kind = FarTaskKind::variable_tracking,
          .shape = {.facts = 5,
                    .queries = 5,
-                   .span = 3,
+                   .span = 2,
                    .lead = 4,
                    .gap = 40,
                    .keys = 1 + 32,

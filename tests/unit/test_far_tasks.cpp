@@ -90,6 +90,7 @@ TEST_CASE("what a far task asks for stands in its context once", "[reasoning]") 
             const auto context = flat(task.context);
             CAPTURE(static_cast<int>(kind), i);
             std::set<std::pair<std::int64_t, std::int64_t>> asked;
+            std::ptrdiff_t last = -1;  // where what was asked before stands
             for (const FarPhrase& q : task.queries) {
                 CHECK(asked.emplace(q.symbols[0], q.symbols[1]).second);
                 if (kind == FarTaskKind::variable_tracking) {
@@ -106,8 +107,9 @@ TEST_CASE("what a far task asks for stands in its context once", "[reasoning]") 
                         if (!p.filler) kept.push_back(p.symbols[0]);
                     CHECK(std::ranges::equal(kept, std::span(q.symbols).subspan(1)));
                 } else if (kind == FarTaskKind::numbered_copy) {
-                    const auto number = std::ssize(asked) - 1;  // in order
-                    CHECK((q.symbols[0] == number && only_place(context, q.symbols) >= 0));
+                    CHECK(asked.rbegin()->first == q.symbols[0]);  // rising ...
+                    CHECK(only_place(context, q.symbols) > last);  // ... in the context, too
+                    last = only_place(context, q.symbols);
                     CHECK(only_place(context, {q.symbols[1]}) >= 0);  // is never noise
                     for (const FarPhrase& p : task.context)           // looks like what is copied
                         if (p.filler)
