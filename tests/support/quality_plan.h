@@ -75,6 +75,7 @@ inline QualityCase quality_case(const std::string& name) {
              QualityCase{},
              QualityCase{.name = "few_leaves", .leaf = 8, .beam = 4},  // also 32 tokens
              QualityCase{.name = "fewer_leaves", .leaf = 16, .beam = 2},
+             QualityCase{.name = "eight_tokens", .leaf = 4, .beam = 2},  // importance keeps 8
              QualityCase{.name = "many_facts", .facts = 32},
              QualityCase{.name = "no_look_back", .look_back = false},
          })

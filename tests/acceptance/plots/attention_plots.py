@@ -18,19 +18,19 @@ WIDTH, HEIGHT, LEFT, TOP = 200, 130, 44, 24  # of a panel's axes, and the room b
 
 # Panels of attention_collapse.svg: (case, kind) with its name and colour.
 COLLAPSE = (
-    ("Tree: 32 tokens as leaves", (
+    ("Tree: 32 tokens in leaves", (
         ("", "tree", "8 of 4", "#0072b2"),
         ("few_leaves", "tree", "4 of 8", "#e69f00"),
         ("fewer_leaves", "tree", "2 of 16", "#d55e00"))),
-    ("32 facts, 32 tokens selected", (
-        ("many_facts", "dense", "dense", "#222222"),
-        ("many_facts", "tree", "tree", "#0072b2"),
-        ("many_facts", "importance", "importance", "#d55e00"))),
-    ("First layer that looks back, or not", (
+    ("Importance: 16 facts in what it keeps", (
+        ("", "importance", "32 tokens", "#009e73"),
+        ("eight_tokens", "importance", "8", "#d55e00"),
+        ("eight_tokens", "tree", "8 of the tree", "#0072b2"))),
+    ("A first layer that looks back", (
         ("", "dense", "dense", "#222222"),
         ("", "tree", "tree", "#0072b2"),
-        ("no_look_back", "dense", "dense, not", "#e69f00"),
-        ("no_look_back", "tree", "tree, not", "#d55e00"))),
+        ("no_look_back", "dense", "dense, without", "#e69f00"),
+        ("no_look_back", "tree", "tree, without", "#d55e00"))),
 )
 
 
@@ -100,12 +100,14 @@ def panel(x0, y0, title, lines, length):
     return out
 
 
-def legend(x, y, entries):
-    out = []
-    for colour, name in entries:
+def legend(x0, y, entries, columns=4):
+    out, x = [], x0
+    for i, (colour, name) in enumerate(entries):
+        if i and i % columns == 0:
+            x, y = x0, y + 17
         out.append(f'<path d="M{x:g},{y:g}h18" stroke="{colour}" stroke-width="3"/>')
         out.append(text(x + 23, y + 4, name, "start"))
-        x += 40 + 6.2 * len(name)
+        x += 34 + 6.2 * len(name)
     return out
 
 
@@ -120,8 +122,8 @@ def write_svg(file, width, height, parts):
 def plot_quality(runs, file):
     step_x, step_y = WIDTH + LEFT + 16, HEIGHT + 56
     parts = legend(LEFT, 14, [(colour, kind) for kind, colour in KINDS.items()])
-    parts.append(text(3 * step_x - 16, 18, "accuracy, by tokens in a row; trained at 160; "
-                      "whiskers: least and most of the seeds", "end"))
+    parts.append(text(3 * step_x - 16, 18, "accuracy by tokens in a row; trained at 160; "
+                      "least and most of the seeds", "end"))
     for i, task in enumerate(TASKS):
         lines = [(colour, runs[task, kind, ""]["accuracy"])
                  for kind, colour in KINDS.items() if (task, kind, "") in runs]
@@ -138,20 +140,41 @@ def plot_collapse(runs, file):
                  for case, kind, name, c in entries if ("recall", kind, case) in runs]
         x0 = LEFT + i * step_x
         parts += panel(x0, TOP, title, [(c, values) for c, _, values in found], 160)
-        parts += legend(x0 - 30, TOP + HEIGHT + 32, [(c, name) for c, name, _ in found])
-    write_svg(file, len(COLLAPSE) * step_x, TOP + HEIGHT + 44, parts)
+        parts += legend(x0 - 20, TOP + HEIGHT + 32, [(c, name) for c, name, _ in found],
+                        2 if len(found) > 3 else 3)
+    write_svg(file, len(COLLAPSE) * step_x - 30, TOP + HEIGHT + 60, parts)
+
+
+def cell(run, times, figure="accuracy"):
+    values = run.get(figure, {}).get(times)
+    return f"{mean(values):.3f} ({min(values):.3f})" if values else "-"
 
 
 def table(runs):
-    print("| accuracy, mean (least) | " + " | ".join(f"{160 << i:,}" for i in range(4))
-          + " | decoded |\n|---|---|---|---|---|---|")
-    for task, kind, case in sorted(runs, key=lambda k: (k[2], k[0], list(KINDS).index(k[1]))):
-        run = runs[task, kind, case]
-        if "accuracy" not in run:
-            continue
-        cells = [f"{mean(v):.3f} ({min(v):.3f})" for v in map(run["accuracy"].get, TIMES)]
-        decoded = f'{mean(run["decoded"]["1x"]):.3f}'
-        print(f"| {case or task}, {kind} | " + " | ".join(cells) + f" | {decoded} |")
+    print("| mean (worst seed) | " + " | ".join(KINDS) + " | tree, decoded | "
+          + " | ".join(f"{k} at 8 x" for k in KINDS if k != "window") + " |")
+    print("|---" * (2 * len(KINDS) + 1) + "|")
+    for task in TASKS:
+        of = {kind: runs.get((task, kind, ""), {}) for kind in KINDS}
+        cells = [cell(of[k], "1x") for k in KINDS] + [cell(of["tree"], "1x", "decoded")]
+        cells += [cell(of[k], "8x") for k in KINDS if k != "window"]
+        print(f"| {task.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    print("\n| code, bits per byte | 1 x | last quarter | 2 x | last quarter | grammar |")
+    print("|---" * 6 + "|")
+    for kind in KINDS:
+        run = runs.get(("code", kind, ""), {})
+        cells = [cell(run, t, f).split(" ")[0] for t in ("1x", "2x")
+                 for f in ("bits", "last_quarter")]
+        grammar = run.get("grammar", {})
+        share = ", ".join(f"{100 * x:.1f}" for x in grammar.get("share", []))
+        base = ", ".join(f"{100 * x:.1f}" for x in grammar.get("base_rate", [])[:1])
+        print(f"| {kind} | " + " | ".join(cells) + f" | {share} of {base} |")
+    print("\n| case | seeds | " + " | ".join(f"{160 << i:,}" for i in range(4)) + " |")
+    print("|---" * 6 + "|")
+    for (task, kind, case), run in sorted(runs.items()):
+        if case:
+            cells = [cell(run, times) for times in TIMES]
+            print(f"| {case}, {kind} | {len(run['seed'])} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
