@@ -58,6 +58,21 @@ Facts draw_copy(const FarShape& shape, Draws& draws) {
     return f;
 }
 
+// Numbers are keys, rising. `unused`: the values that are not copied, which the background is made
+// of, so that only the number before it tells what is to be copied.
+Facts draw_numbered(const FarShape& shape, Draws& draws, Symbols& unused) {
+    Facts f;
+    unused = distinct_values(shape, std::max(shape.values, shape.facts + 1), draws);
+    Symbols numbers = draw_distinct(shape.keys, shape.facts, draws);
+    std::ranges::sort(numbers);
+    for (const std::int64_t number : numbers) {
+        f.facts.push_back({{number, unused.back()}});
+        f.queries.push_back({f.facts.back().symbols, 1});
+        unused.pop_back();
+    }
+    return f;
+}
+
 Facts draw_needle(const FarShape& shape, Draws& draws) {
     FarPhrase needle{{0}};
     std::ranges::copy(distinct_values(shape, shape.span, draws),
@@ -142,6 +157,7 @@ std::vector<std::int64_t> draw_distinct(std::int64_t n, std::int64_t count, Draw
 std::int64_t far_fact_size(FarTaskKind kind, const FarShape& shape) {
     switch (kind) {
         case FarTaskKind::recall:
+        case FarTaskKind::numbered_copy:
             return 2;
         case FarTaskKind::selective_copy:
             return 1;
@@ -178,6 +194,9 @@ FarTask draw_far_task(FarTaskKind kind, const FarShape& shape, Draws& draws) {
         case FarTaskKind::selective_copy:
             f = draw_copy(shape, draws);
             break;
+        case FarTaskKind::numbered_copy:
+            f = draw_numbered(shape, draws, background);
+            break;
         case FarTaskKind::induction:
             f = draw_runs(shape, draws, background);
             break;
@@ -192,7 +211,9 @@ FarTask draw_far_task(FarTaskKind kind, const FarShape& shape, Draws& draws) {
             break;
     }
     FarTask task{.context = strew(f.facts, shape, background, draws), .queries = {}};
-    for (const std::int64_t q : draw_distinct(std::ssize(f.queries), shape.queries, draws))
+    Symbols asked = draw_distinct(std::ssize(f.queries), shape.queries, draws);
+    if (kind == FarTaskKind::numbered_copy) std::ranges::sort(asked);
+    for (const std::int64_t q : asked)
         task.queries.push_back(f.queries[static_cast<std::size_t>(q)]);
     return task;
 }

@@ -13,6 +13,7 @@ namespace stoa {
 //   kind               a fact                       a query
 //   recall             key value                    key -> value              [MQAR, Arora 2023]
 //   selective_copy     value                        mark -> all values, in order
+//   numbered_copy      number value, rising         number -> value, all in order
 //   induction          a run of values, whole       the run's first -> its others
 //   needle             mark value ... value         mark -> all values
 //   multi_needle       key key value                key key -> value; facts share either key
@@ -21,6 +22,7 @@ namespace stoa {
 enum class FarTaskKind {
     recall,
     selective_copy,
+    numbered_copy,
     induction,
     needle,
     multi_needle,
@@ -36,7 +38,7 @@ struct FarShape {
     std::int64_t lead = 0;     // ... but for the first of them
     std::int64_t gap = 0;      // ... and the last
     std::int64_t keys = 1, values = 1;
-    std::int64_t filler_words = 1;  // induction: none, its filler is values that are in no run
+    std::int64_t filler_words = 1;  // induction, numbered_copy: filler is values that no fact has
 };
 
 /// A fact, a filler (one symbol) or a query. `given`: how many symbols a query shows; the others

@@ -19,9 +19,8 @@ struct QualityTask {
     std::string name;
     FarTaskKind kind = FarTaskKind::recall;
     FarShape shape;
-    std::int64_t spread = 0;     // fillers between the first fact and the last; 0: as many as fit
     std::int64_t seq_len = 160;  // trained; measured at 1, 2, 4 and 8 times that
-    std::int64_t batch = 32, steps = 250;
+    std::int64_t batch = 32, steps = 400;
     double lr = 3e-3;
     std::int64_t window = 16, leaf = 4, fanout = 8, beam = 8;
     bool is_code() const { return shape.facts == 0; }
@@ -53,7 +52,6 @@ inline FarShape far_part(const QualityTask& task, std::int64_t parts) {
 inline FarRow far_row(const QualityTask& task, FarShape shape, std::int64_t seq_len, Draws draws) {
     shape.fillers = seq_len + 1 - far_facts_size(task.kind, shape) -
                     shape.queries * far_query_size(task.kind, shape);
-    if (task.spread > 0) shape.gap = std::max(shape.gap, shape.fillers - shape.lead - task.spread);
     const FarTask drawn = draw_far_task(task.kind, shape, draws);
     FarRow row;
     std::vector<std::int32_t> symbols, answers;

@@ -3,6 +3,7 @@
 // its runs by.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -25,7 +26,7 @@ struct Lines {
 constexpr Lines kQuickLines{
     .dense = 0.9, .window = 30.0, .mean = 6.0, .worst = 6.0, .longest = 15.0, .bits = 0.02};
 
-// One figure of all seeds of a task and kind, in the order of the seeds.
+// One figure of all seeds of a task and kind, in the order of the seeds; without runs of a case.
 struct Figures {
     std::vector<double> values;
     double mean() const {
@@ -43,10 +44,11 @@ struct Figures {
 };
 inline Figures figures(std::vector<nlohmann::json> runs, const std::string& task,
                        const std::string& kind, const char* figure, const char* times) {
+    std::erase_if(runs, [](const nlohmann::json& r) { return !r.is_object(); });  // died
     std::ranges::sort(runs, {}, [](const nlohmann::json& r) { return r.value("seed", 0); });
     Figures f;
     for (const nlohmann::json& r : runs)
-        if (r.is_object() && r["task"] == task && r["kind"] == kind && r.contains(figure))
+        if (!r.contains("case") && r["task"] == task && r["kind"] == kind && r.contains(figure))
             f.values.push_back(r[figure].value(times, NAN));
     return f;
 }

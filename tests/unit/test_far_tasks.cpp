@@ -13,9 +13,10 @@ using namespace stoa;
 
 namespace {
 
-constexpr FarTaskKind kAll[] = {FarTaskKind::recall,       FarTaskKind::selective_copy,
-                                FarTaskKind::induction,    FarTaskKind::needle,
-                                FarTaskKind::multi_needle, FarTaskKind::variable_tracking};
+constexpr FarTaskKind kAll[] = {FarTaskKind::recall,           FarTaskKind::selective_copy,
+                                FarTaskKind::numbered_copy,    FarTaskKind::induction,
+                                FarTaskKind::needle,           FarTaskKind::multi_needle,
+                                FarTaskKind::variable_tracking};
 
 FarShape shape_of(FarTaskKind kind) {
     FarShape s{.facts = 6,
@@ -29,6 +30,7 @@ FarShape shape_of(FarTaskKind kind) {
                .filler_words = 7};
     if (kind == FarTaskKind::needle) s.facts = 1;
     if (kind == FarTaskKind::needle || kind == FarTaskKind::selective_copy) s.queries = s.keys = 1;
+    if (kind == FarTaskKind::numbered_copy) s.queries = s.facts;
     if (kind == FarTaskKind::induction) s.keys = 0;
     return s;
 }
@@ -87,9 +89,10 @@ TEST_CASE("what a far task asks for stands in its context once", "[reasoning]") 
             const FarTask task = draw_far_task(kind, s, draws);
             const auto context = flat(task.context);
             CAPTURE(static_cast<int>(kind), i);
-            std::set<std::int64_t> asked;
+            std::set<std::pair<std::int64_t, std::int64_t>> asked;
+            std::ptrdiff_t last = -1;  // where what was asked before stands
             for (const FarPhrase& q : task.queries) {
-                CHECK(asked.insert(q.symbols[0] * s.keys + q.symbols[1]).second);
+                CHECK(asked.emplace(q.symbols[0], q.symbols[1]).second);
                 if (kind == FarTaskKind::variable_tracking) {
                     for (std::size_t hop = 0; hop + 1 < q.symbols.size(); ++hop) {
                         CHECK(only_place(context, {0, q.symbols[hop], q.symbols[hop + 1]}) >= 0);
@@ -103,6 +106,14 @@ TEST_CASE("what a far task asks for stands in its context once", "[reasoning]") 
                     for (const FarPhrase& p : task.context)
                         if (!p.filler) kept.push_back(p.symbols[0]);
                     CHECK(std::ranges::equal(kept, std::span(q.symbols).subspan(1)));
+                } else if (kind == FarTaskKind::numbered_copy) {
+                    CHECK(asked.rbegin()->first == q.symbols[0]);  // rising ...
+                    CHECK(only_place(context, q.symbols) > last);  // ... in the context, too
+                    last = only_place(context, q.symbols);
+                    CHECK(only_place(context, {q.symbols[1]}) >= 0);  // is never noise
+                    for (const FarPhrase& p : task.context)           // looks like what is copied
+                        if (p.filler)
+                            CHECK((p.symbols[0] >= s.keys && p.symbols[0] < s.keys + s.values));
                 } else {
                     CHECK(only_place(context, q.symbols) >= 0);
                     CHECK(only_place(context, {q.symbols.begin(),
@@ -137,6 +148,9 @@ TEST_CASE("too few symbols for a far task are an error", "[reasoning]") {
     s = shape_of(FarTaskKind::induction);
     s.values = 29;
     CHECK_THROWS_AS(draw_far_task(FarTaskKind::induction, s, draws), Error);
+    s = shape_of(FarTaskKind::numbered_copy);
+    s.values = s.facts;  // none left for the filler
+    CHECK_THROWS_AS(draw_far_task(FarTaskKind::numbered_copy, s, draws), Error);
 }
 
 TEST_CASE("a row of tokens has its answers as targets", "[reasoning]") {
