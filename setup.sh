@@ -7,7 +7,7 @@ set -euo pipefail
 
 packages=(build-essential cmake ninja-build pkg-config
     openmpi-bin libopenmpi-dev libhdf5-openmpi-dev hdf5-tools
-    libyaml-cpp-dev libboost-program-options-dev libfmt-dev nlohmann-json3-dev
+    libyaml-cpp-dev libboost-program-options-dev libboost-context-dev libfmt-dev nlohmann-json3-dev
     zlib1g-dev libxxhash-dev libpcre2-dev catch2 curl ca-certificates)
 case "${1:-}" in
     "") ;;

@@ -1,9 +1,8 @@
 #include "kernels/cuda/host/fibers.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <array>
+#include <boost/context/detail/fcontext.hpp>
 #include <exception>
 #include <memory>
 #include <vector>
@@ -14,6 +13,8 @@
 
 namespace stoa::cuda::host {
 namespace {
+
+namespace context = boost::context::detail;  // its fibers unwind their stacks when they are dropped
 
 constexpr std::size_t kStackBytes = std::size_t{256} << 10;
 constexpr int kMany = -2;  // more than one thread
@@ -33,13 +34,12 @@ struct Meeting {
 };
 
 struct Fiber {
-    ucontext_t context{};
+    context::fcontext_t context = nullptr;                           // while it does not run
     std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes]};  // not touched before use
     int thread = 0;
     int barriers = 0;                          // that its thread has called
-    const std::uint64_t* waits_for = nullptr;  // to differ from `seen`
+    const std::uint64_t* waits_for = nullptr;  // to differ from `seen`; null: it has no thread
     std::uint64_t seen = 0;
-    bool has_thread = false;
 };
 
 struct Machine {
@@ -58,10 +58,13 @@ struct Machine {
     // always
     Mutation mutation;
     Counts counts;
-    ucontext_t scheduler{};
+    context::fcontext_t scheduler = nullptr;  // while a fiber runs
+    bool from_scheduler = false;              // the jump that has just been made
     const void* scheduler_stack = nullptr;
     std::size_t scheduler_bytes = 0;
     std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Fiber*> free;  // without a thread
+    std::size_t turn = 0;      // of the fibers, who is asked next whether it waits still
     Fiber* running = nullptr;
 };
 
@@ -78,37 +81,64 @@ void leave(void** fake, const void* stack, std::size_t bytes) {
     (void)fake, (void)stack, (void)bytes;
 #endif
 }
-void arrive(void* fake, const void** stack, std::size_t* bytes) {
+void arrive(Machine& m, void* fake) {
+    const void* stack = nullptr;
+    std::size_t bytes = 0;
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(fake, stack, bytes);
+    __sanitizer_finish_switch_fiber(fake, &stack, &bytes);
 #else
-    (void)fake, (void)stack, (void)bytes;
+    (void)fake;
 #endif
+    if (m.from_scheduler) m.scheduler_stack = stack, m.scheduler_bytes = bytes;
+    m.from_scheduler = false;
 }
 
-void resume(Machine& m, Fiber& fiber) {
+/// Runs what stopped at `to`, until something jumps back to `mine`.
+void jump(context::fcontext_t& mine, context::fcontext_t to) {
+    const context::transfer_t from = context::jump_fcontext(to, &mine);
+    *static_cast<context::fcontext_t*>(from.data) = from.fctx;
+}
+
+/// Who can go on: a fiber that takes a new thread, or one whose threads have met. Null: nobody.
+Fiber* next_fiber(Machine& m);
+
+void enter(Machine& m, Fiber& fiber) {
     m.running = &fiber;
     m.position.thread = fiber.thread;
+}
+
+/// From the scheduler. Comes back when no fiber can go on.
+void resume(Machine& m, Fiber& fiber) {
+    enter(m, fiber);
     void* fake = nullptr;
+    m.from_scheduler = true;
     leave(&fake, fiber.stack.get(), kStackBytes);
-    swapcontext(&m.scheduler, &fiber.context);
-    arrive(fake, nullptr, nullptr);
+    jump(m.scheduler, fiber.context);
+    arrive(m, fake);
     m.running = nullptr;
 }
 
-void yield(Machine& m, Fiber& fiber) {
+/// From a fiber to the next one, or to the scheduler. Comes back when it is this fiber's turn.
+void pass_on(Machine& m, Fiber& fiber) {
+    Fiber* const next = next_fiber(m);
+    if (next == &fiber) return;
     void* fake = nullptr;
-    leave(&fake, m.scheduler_stack, m.scheduler_bytes);
-    swapcontext(&fiber.context, &m.scheduler);
-    arrive(fake, nullptr, nullptr);
+    if (next != nullptr) {
+        enter(m, *next);
+        leave(&fake, next->stack.get(), kStackBytes);
+        jump(fiber.context, next->context);
+    } else {
+        leave(&fake, m.scheduler_stack, m.scheduler_bytes);
+        jump(fiber.context, m.scheduler);
+    }
+    arrive(m, fake);
 }
 
 void wait(Machine& m, const std::uint64_t& met) {
     Fiber& fiber = *m.running;
     fiber.waits_for = &met;
     fiber.seen = met;
-    yield(m, fiber);
-    fiber.waits_for = nullptr;
+    pass_on(m, fiber);
 }
 
 void release_block(Machine& m) {
@@ -118,40 +148,54 @@ void release_block(Machine& m) {
 }
 
 /// Takes one thread after the other, as long as there are any; a thread that waits keeps its fiber.
-void fiber_main() {
+void fiber_main(context::transfer_t from) {
+    *static_cast<context::fcontext_t*>(from.data) = from.fctx;
     Machine& m = machine();
-    arrive(nullptr, &m.scheduler_stack, &m.scheduler_bytes);
+    arrive(m, nullptr);
     Fiber& fiber = *m.running;
     for (;;) {
         while (m.next_thread < m.position.threads) {
             fiber.thread = m.position.thread = m.next_thread++;
             fiber.barriers = 0;
-            fiber.has_thread = true;
             try {
                 (*m.body)();
             } catch (...) {
                 m.thrown = std::current_exception();
             }
             m.counts.most_barriers = std::max(m.counts.most_barriers, fiber.barriers);
-            fiber.has_thread = false;
             --m.alive;
             release_block(m);
         }
-        yield(m, fiber);
+        fiber.waits_for = nullptr;
+        m.free.push_back(&fiber);
+        pass_on(m, fiber);
     }
 }
 
 Fiber& free_fiber(Machine& m) {
-    for (const auto& fiber : m.fibers)
-        if (!fiber->has_thread) return *fiber;
+    if (!m.free.empty()) {
+        Fiber& fiber = *m.free.back();
+        m.free.pop_back();
+        return fiber;
+    }
     m.fibers.push_back(std::make_unique<Fiber>());
     Fiber& fiber = *m.fibers.back();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;  // fiber_main does not return
-    makecontext(&fiber.context, fiber_main, 0);
+    // From near the stack's upper end down, elsewhere in each: all at one distance would share a
+    // few lines of the cache. fiber_main does not return.
+    const std::size_t apart = m.fibers.size() * 832 % (std::size_t{16} << 10);
+    fiber.context = context::make_fcontext(fiber.stack.get() + kStackBytes - apart,
+                                           kStackBytes - apart, fiber_main);
     return fiber;
+}
+
+Fiber* next_fiber(Machine& m) {
+    if (m.next_thread < m.position.threads) return &free_fiber(m);
+    for (std::size_t i = 0; i < m.fibers.size(); ++i) {
+        Fiber& fiber = *m.fibers[m.turn];
+        m.turn = m.turn + 1 < m.fibers.size() ? m.turn + 1 : 0;
+        if (fiber.waits_for != nullptr && *fiber.waits_for != fiber.seen) return &fiber;
+    }
+    return nullptr;
 }
 
 void find(Machine& m, const std::string& what) {
@@ -170,17 +214,11 @@ bool run_block(Machine& m, std::int64_t block) {
     m.warps.assign(static_cast<std::size_t>(threads / kWarp), {});
     m.shared.assign(static_cast<std::size_t>(m.launch->shared_bytes), std::byte{0xff});
     m.accesses.assign(m.shared.size(), {});
-    while (m.next_thread < threads)
-        resume(m, free_fiber(m));
+    m.turn = 0;
     while (m.alive > 0) {
-        bool moved = false;
-        for (std::size_t i = 0; i < m.fibers.size(); ++i) {
-            Fiber& fiber = *m.fibers[i];
-            if (!fiber.has_thread || *fiber.waits_for == fiber.seen) continue;
-            resume(m, fiber);
-            moved = true;
-        }
-        if (!moved) return false;
+        Fiber* const fiber = next_fiber(m);
+        if (fiber == nullptr) return false;
+        resume(m, *fiber);
     }
     return true;
 }
@@ -210,7 +248,7 @@ void run(const Launch& launch, const std::function<void()>& body) {
     for (std::int64_t b = 0; b < launch.blocks && m.finding.empty() && !m.thrown; ++b) {
         ++m.counts.blocks;
         if (run_block(m, b)) continue;
-        m.fibers.clear();  // those that wait never end
+        m.fibers.clear(), m.free.clear();  // those that wait never end
         find(m, "threads of a block wait for threads that do not come");
     }
     if (m.thrown) std::rethrow_exception(m.thrown);
