@@ -1,8 +1,9 @@
-// Every fp32, all 2^32 of them, through our conversions to e4m3, e5m2, fp16 and bf16, one by one
-// and through the ops on every instruction set of this machine, against the CUDA toolkit's own host
-// conversions; and every scale against the formula of kernels/quantize.h. Prints one JSON object
-// last; exit code 0 only without a difference, 77 without the toolkit's headers. --quick: every
-// 251st.
+// Every fp32, all 2^32 of them, through our conversions to e4m3, e5m2, fp16 and bf16, one by one,
+// through the ops on every instruction set of this machine and through the bodies of the CUDA
+// kernels, run on the host, against the CUDA toolkit's own host conversions; and every scale
+// against the formula of kernels/quantize.h. Prints one JSON object last; exit code 0 only without
+// a difference, 77 without the toolkit's headers.
+//   quantizer_exhaustive [--quick]        --quick: every 251st; a quarter of those by the kernels
 #include <fmt/format.h>
 
 #include <atomic>
@@ -19,6 +20,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/quantize.h"
 #include "tests/support/cuda_conversions.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 
@@ -28,6 +30,7 @@ constexpr std::int64_t kRows = std::int64_t{1} << 13, kTaken = kQuantBlock - 1;
 constexpr std::int64_t kInputs = kRows * kTaken;  // of a chunk, the last repeated if it is short
 constexpr std::int64_t kValues = kRows * kQuantBlock;  // the same and an Inf per row
 constexpr std::int64_t kGrain = std::int64_t{1} << 15;
+constexpr std::int64_t kQuickKernels = 4;  // of so many chunks, kernels take one
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
 
 struct Tally {
@@ -92,11 +95,31 @@ void on_every_isa(const Fn& fn) {
     cpu::set_isa_for_test(std::nullopt);
 }
 
+/// By the CUDA kernels, whose threads are fibers; of kRows, or of the columns of one row, a part on
+/// each of our threads.
+void quantize_by_kernel(const QuantizeArgs& all) {
+    static const Exec kKernels = test::available_execs().back();
+    const bool columns = all.codes.rows() == 1;
+    parallel_for(
+        kRows / kQuantBlock, kRows / kQuantBlock / 2, [&](std::int64_t begin, std::int64_t end) {
+            const auto part = [&](const auto& t) {
+                const std::int64_t each = t.numel() / (kRows / kQuantBlock);
+                const auto flat =
+                    t.reshaped({t.numel(), 1}).slice_rows(begin * each, (end - begin) * each);
+                return columns ? flat.reshaped({1, flat.numel()})
+                               : flat.reshaped({flat.numel() / t.cols(), t.cols()});
+            };
+            test::run(quantize,
+                      {.codes = part(all.codes), .scale = part(all.scale), .x = part(all.x)},
+                      kKernels);
+        });
+}
+
 /// What one output type needs for a chunk; allocated once.
 template <class T>
 struct Outputs {
     Tensor ours{{kRows, kQuantBlock}, dtype_of<T>()}, expected{{kRows, kQuantBlock}, dtype_of<T>()};
-    Tensor row_scale{{kRows, 1}, DType::e8m0};
+    Tensor row_scale{{kRows, 1}, DType::e8m0}, square_scale{{kRows / kQuantBlock, 1}, DType::e8m0};
     Tensor scale{{1, kValues}, DType::e8m0}, expected_scale{{1, kValues}, DType::e8m0};
 };
 
@@ -131,8 +154,15 @@ void check_cast(Tally& tally, const Tensor& x, const Outputs<T>& out) {
 }
 
 template <class Code>
-void check_quantize(Tally& tally, const Tensor& x, const Outputs<Code>& out) {
+void check_quantize(Tally& tally, const Tensor& x, const Outputs<Code>& out, bool by_kernel) {
     check_conversion(tally, x, out);
+    const auto compare_kernel = [&](const char* what, const Tensor& scale) {
+        quantize_by_kernel({.codes = out.ours, .scale = scale, .x = x});
+        compare(tally, what, x.as<float>().data(), out.ours.template as<Code>().data(),
+                out.expected.template as<Code>().data());
+    };
+    if (by_kernel) compare_kernel("kernel of rows", out.row_scale);
+    if (by_kernel) compare_kernel("kernel of tiles", out.square_scale);
     on_every_isa([&](const std::string& isa) {
         quantize({.codes = out.ours, .scale = out.row_scale, .x = x}, {});
         compare(tally, "quantize " + isa, x.as<float>().data(), out.ours.template as<Code>().data(),
@@ -150,7 +180,7 @@ float factor_of(float a) {
 
 /// The chunk as one row in blocks of one column: every input has its own scale.
 template <class Code>
-void check_scales(Tally& tally, const Tensor& x, const Outputs<Code>& out) {
+void check_scales(Tally& tally, const Tensor& x, const Outputs<Code>& out, bool by_kernel) {
     const float* const in = x.as<float>().data();
     Code* const codes = out.expected.template as<Code>().data();
     e8m0* const scales = out.expected_scale.template as<e8m0>().data();
@@ -160,15 +190,21 @@ void check_scales(Tally& tally, const Tensor& x, const Outputs<Code>& out) {
         scales[i].bits = static_cast<std::uint8_t>(float_bits(1.0f / s) >> 23);
     });
     const Shape line{1, kValues};
-    on_every_isa([&](const std::string& isa) {
-        quantize(
-            {.codes = out.ours.view.reshaped(line), .scale = out.scale, .x = x.view.reshaped(line)},
-            {});
-        compare(tally, "scale " + isa, in,
+    const QuantizeArgs args{
+        .codes = out.ours.view.reshaped(line), .scale = out.scale, .x = x.view.reshaped(line)};
+    const auto compare_both = [&](const std::string& by) {
+        compare(tally, "scale " + by, in,
                 static_cast<const e8m0*>(out.scale.template as<e8m0>().data()),
                 static_cast<const e8m0*>(scales));
-        compare(tally, "scaled " + isa, in, out.ours.template as<Code>().data(), codes);
+        compare(tally, "scaled " + by, in, out.ours.template as<Code>().data(), codes);
+    };
+    on_every_isa([&](const std::string& isa) {
+        quantize(args, {});
+        compare_both(isa);
     });
+    if (!by_kernel) return;
+    quantize_by_kernel(args);
+    compare_both("kernel");
 }
 
 /// All codes of a narrow type, decoded.
@@ -205,6 +241,7 @@ int main(int argc, char** argv) {
     set_cpu_threads(2);
     const auto begin = std::chrono::steady_clock::now();
     Tally tally;
+    std::int64_t by_kernels = 0;
     check_decode<e4m3>(tally);
     check_decode<e5m2>(tally);
     check_decode<fp16>(tally);
@@ -215,19 +252,22 @@ int main(int argc, char** argv) {
     const Outputs<bf16> for_bf16;
     for (std::int64_t first = 0; first < count; first += kInputs) {
         fill(x.as<float>().data(), first, count, stride);
-        check_quantize(tally, x, for_e4m3);
-        check_quantize(tally, x, for_e5m2);
+        const bool by_kernel = first / kInputs % (quick ? kQuickKernels : 1) == 0;
+        by_kernels += by_kernel ? std::min(kInputs, count - first) : 0;
+        check_quantize(tally, x, for_e4m3, by_kernel);
+        check_quantize(tally, x, for_e5m2, by_kernel);
         check_cast(tally, x, for_fp16);
         check_cast(tally, x, for_bf16);
         if (first * stride >= std::int64_t{1} << 31) continue;  // a scale knows no sign
-        check_scales(tally, x, for_e4m3);
-        check_scales(tally, x, for_e5m2);
+        check_scales(tally, x, for_e4m3, by_kernel);
+        check_scales(tally, x, for_e5m2, by_kernel);
     }
     nlohmann::json isas = nlohmann::json::array();
     on_every_isa([&](const std::string& isa) { isas.push_back(isa); });
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
     const std::int64_t differences = tally.differences;
     const nlohmann::json report = {{"inputs", count},
+                                   {"inputs_of_kernels", by_kernels},
                                    {"comparisons", tally.comparisons},
                                    {"differences", differences},
                                    {"isas", isas},
