@@ -382,7 +382,7 @@ int main(int argc, char** argv) {
                              "OMPI_MCA_rmaps_base_oversubscribe"})
         ::setenv(name, "1", 1);
     ::setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 1);
-    const int alone = quick ? 30 : 180, together = quick ? 14 : 300, training = quick ? 2 : 20;
+    const int alone = quick ? 30 : 180, together = quick ? 9 : 300, training = quick ? 2 : 20;
     const int flips = quick ? 60 : 500;
     Draws draws(mix_key(5, 77), 0);
     const auto begin = Clock::now();

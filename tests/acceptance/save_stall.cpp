@@ -5,7 +5,7 @@
 //   - the rate of writing (layout, hashes, sync), against pwrite and fsync of the same bytes.
 // The ranks have one thread each, so on two cores the writing threads have no core of their own:
 // the rate is that of saves for which training waits, beside steps it is a small share of that.
-//   save_stall [--quick] [--seconds S]      600 (quick: 35) altogether
+//   save_stall [--quick] [--seconds S]      600 (quick: 20) altogether
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <mpi.h>
@@ -229,7 +229,7 @@ int rank_main(int argc, char** argv) {
 int main(int argc, char** argv) {
     if (argc > 3 && std::strcmp(argv[1], "--rank") == 0) return rank_main(argc, argv);
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
-    std::string seconds = quick ? "35" : "600";
+    std::string seconds = quick ? "20" : "600";
     for (int i = 1; i + 1 < argc; ++i)
         if (std::strcmp(argv[i], "--seconds") == 0) seconds = argv[i + 1];
     const TempDir dir;

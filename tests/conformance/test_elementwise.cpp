@@ -179,6 +179,7 @@ TEST_CASE("flag_nonfinite finds one Inf or NaN anywhere, and nothing else") {
     const double inf = std::numeric_limits<double>::infinity();
     for (const std::int64_t n : {1, 17, 100001})
         for (const cpu::Isa isa : available_isas()) {
+            if (exec.device.is_cuda() && isa != available_isas().back()) continue;  // not looked at
             const IsaScope scope(isa);
             const Tensor x = random_tensor({n}, dtype, 1), flag({1}, DType::int32);
             const auto flagged = [&](std::int64_t at, double value) {

@@ -34,6 +34,13 @@ struct Quantised {
     }
 };
 
+/// Where an op has to give the same bytes. The CUDA kernels do not look at the CPU's instruction
+/// set: they run beside the best one alone.
+std::vector<Exec> execs_of_isa() {
+    const bool best = cpu::current_isa() == available_isas().back();
+    return best ? available_execs() : std::vector<Exec>{Exec{}};
+}
+
 Quantised quantised(ConstTensorView x, DType dtype, QuantBlocks kind) {
     const PoisonedTensor codes = poisoned_tensor(x.shape, dtype);
     const PoisonedTensor scale = poisoned_tensor(scale_shape(x.shape, kind), DType::e8m0);
@@ -41,7 +48,7 @@ Quantised quantised(ConstTensorView x, DType dtype, QuantBlocks kind) {
     quantize({.codes = codes, .scale = scale, .nonfinite = flag, .x = x}, {});
     CHECK(codes.guards_intact());
     CHECK(scale.guards_intact());
-    for (const Exec& exec : available_execs()) {  // the same bytes everywhere
+    for (const Exec& exec : execs_of_isa()) {  // the same bytes everywhere
         const Tensor more_codes(x.shape, dtype), more_scale(scale.view.shape, DType::e8m0);
         const Tensor more_flag({1}, DType::int32);
         run(quantize, {.codes = more_codes, .scale = more_scale, .nonfinite = more_flag, .x = x},
@@ -57,7 +64,7 @@ std::vector<double> dequantised(const Quantised& q) {
     const PoisonedTensor y = poisoned_tensor(q.codes.view.shape, DType::fp32);
     dequantize({.y = y, .codes = q.codes, .scale = q.scale}, {});
     CHECK(y.guards_intact());
-    for (const Exec& exec : available_execs()) {
+    for (const Exec& exec : execs_of_isa()) {
         const Tensor more(q.codes.view.shape, DType::fp32);
         run(dequantize, {.y = more, .codes = q.codes, .scale = q.scale}, exec);
         CHECK(std::ranges::equal(to_double(more), to_double(y), [](double a, double b) {
@@ -172,7 +179,7 @@ void check_against_reference(const Tensor& x, DType dtype, QuantBlocks kind) {
 
 TEST_CASE("quantize is its definition, code by code, on every instruction set") {
     const Shape shape = GENERATE(Shape{1, 1}, Shape{1, 128}, Shape{3, 256}, Shape{128, 128},
-                                 Shape{200, 384}, Shape{129, 70}, Shape{300, 1});
+                                 Shape{200, 256}, Shape{129, 70}, Shape{300, 1});
     const DType stored = GENERATE(DType::fp32, DType::bf16, DType::fp16, DType::fp24);
     const Tensor x =
         cast_to(stored == DType::fp16 ? normal_tensor(shape, 3) : wide_tensor(shape, 3), stored);

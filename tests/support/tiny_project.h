@@ -66,7 +66,7 @@ inline Outcome make_tiny_project(const std::string& dir, std::int64_t steps_per_
             "/web}\n"
             "    easy: {kind: reasoning, families: [chain_sum], difficulty: 1, loss_on: solution}\n"
             "checkpoint: {every: 5 steps, keep: 3}\n"
-            "eval: {every: 0 steps, sequences: 4, problems: 4 of 48 tokens}\n"
+            "eval: {every: 0 steps, sequences: 2, problems: 1 of 16 tokens}\n"
             "log: {every: 1}\n" +
             extra);
     return run_shell(stoa_binary() + " data build " + dir + "/text-*.txt --out " + dir +
