@@ -32,6 +32,8 @@ bool runs_kernels() {
     return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
+void use_device(int index) { check_cuda(cudaSetDevice(index), "choose the GPU"); }
+
 std::byte* allocate(std::int64_t bytes) {
     void* data = nullptr;
     check_cuda(cudaMalloc(&data, size(bytes > 0 ? bytes : 1)), "cudaMalloc");
@@ -49,6 +51,15 @@ void release_on(Stream stream, std::byte* data) noexcept {
     (void)cudaFreeAsync(data, handle(stream));
 }
 
+std::byte* allocate_pinned(std::int64_t bytes) {
+    void* data = nullptr;
+    check_cuda(cudaMallocHost(&data, size(bytes > 0 ? bytes : 1)), "cudaMallocHost");
+    return static_cast<std::byte*>(data);
+}
+void release_pinned(std::byte* data) noexcept {
+    if (data != nullptr) (void)cudaFreeHost(data);
+}
+
 void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
     check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyHostToDevice, handle(stream)),
                "copy to the device");
@@ -56,6 +67,10 @@ void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, St
 void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
     check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyDeviceToHost, handle(stream)),
                "copy from the device");
+}
+void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyDeviceToDevice, handle(stream)),
+               "copy on the device");
 }
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
     check_cuda(cudaMemsetAsync(to, value, size(bytes), handle(stream)), "fill");

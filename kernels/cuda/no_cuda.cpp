@@ -19,12 +19,16 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
 }
 bool runs_kernels() { return false; }
 
+void use_device(int) { refuse(); }
 std::byte* allocate(std::int64_t) { refuse(); }
 void release(std::byte*) noexcept {}
 std::byte* allocate_on(Stream, std::int64_t) { refuse(); }
 void release_on(Stream, std::byte*) noexcept {}
+std::byte* allocate_pinned(std::int64_t) { refuse(); }
+void release_pinned(std::byte*) noexcept {}
 void copy_to_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
 void copy_from_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
+void copy_on_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
 void fill_bytes(std::byte*, int, std::int64_t, Stream) { refuse(); }
 void synchronize(Stream) { refuse(); }
 Stopwatch::Stopwatch(Stream) { refuse(); }

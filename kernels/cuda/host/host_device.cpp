@@ -1,10 +1,11 @@
-// kernels/cuda/device.h where kernels run on the host: device memory is host memory of its own, so
-// that the copies are made as they are for a GPU and AddressSanitizer guards each piece.
+// kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU, and
+// only they and kernels open device memory (device_pages.h).
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/host/device_pages.h"
 
 namespace stoa::cuda {
 namespace {
@@ -24,24 +25,34 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     return {};
 }
 
-std::byte* allocate(std::int64_t bytes) {
-    auto* const data = static_cast<std::byte*>(std::malloc(size(bytes > 0 ? bytes : 1)));
-    if (data == nullptr) throw MemoryError({.what = "out of memory"});
-    return data;
-}
-void release(std::byte* data) noexcept { std::free(data); }
 std::byte* allocate_on(Stream, std::int64_t bytes) { return allocate(bytes); }
 void release_on(Stream, std::byte* data) noexcept { release(data); }
 
+std::byte* allocate_pinned(std::int64_t bytes) {
+    auto* const data =
+        static_cast<std::byte*>(std::aligned_alloc(4096, size((bytes + 4095) / 4096 * 4096)));
+    if (data == nullptr) throw MemoryError({.what = "out of memory"});
+    return data;
+}
+void release_pinned(std::byte* data) noexcept { std::free(data); }
+
 void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
     std::memcpy(to, from, size(bytes));
 }
 void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
     std::memcpy(to, from, size(bytes));
 }
+void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
+    std::memmove(to, from, size(bytes));
+}
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
     std::memset(to, value, size(bytes));
 }
+void use_device(int) {}
 void synchronize(Stream) {}
 
 Stopwatch::Stopwatch(Stream stream) : stream_(stream), begin_(new double(0.0)) {}
