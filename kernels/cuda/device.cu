@@ -13,26 +13,43 @@ std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 std::vector<DeviceInfo> list_devices(std::string& reason) {
     int count = 0;
     if (const cudaError_t err = cudaGetDeviceCount(&count); err != cudaSuccess) {
-        reason = cudaGetErrorString(err);
+        int driver = 0, runtime = 0;
+        (void)cudaDriverGetVersion(&driver);
+        (void)cudaRuntimeGetVersion(&runtime);
+        const auto version = [](int v) {
+            return v == 0 ? std::string("none")
+                          : std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+        };
+        reason = std::string(cudaGetErrorString(err)) + " (the driver is for CUDA " +
+                 version(driver) + ", this program for " + version(runtime) + ")";
         return {};
     }
     std::vector<DeviceInfo> devices;
     for (int i = 0; i < count; ++i) {
         cudaDeviceProp prop{};
         if (cudaGetDeviceProperties(&prop, i) != cudaSuccess) continue;
+        char id[32] = {};
+        (void)cudaDeviceGetPCIBusId(id, sizeof id, i);
         devices.push_back({prop.name, 10 * prop.major + prop.minor,
-                           static_cast<std::int64_t>(prop.totalGlobalMem)});
+                           static_cast<std::int64_t>(prop.totalGlobalMem), id});
     }
     if (devices.empty()) reason = "the driver reports no GPU";
     return devices;
 }
 
+bool is_built() { return true; }
 bool runs_kernels() {
     int count = 0;
     return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
 void use_device(int index) { check_cuda(cudaSetDevice(index), "choose the GPU"); }
+
+std::int64_t free_bytes() {
+    std::size_t left = 0, all = 0;
+    check_cuda(cudaMemGetInfo(&left, &all), "free memory");
+    return static_cast<std::int64_t>(left);
+}
 
 std::byte* allocate(std::int64_t bytes) {
     void* data = nullptr;

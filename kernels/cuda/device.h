@@ -13,9 +13,13 @@ struct DeviceInfo {
     std::string name;
     int capability = 0;  // 90 = sm_90
     std::int64_t memory_bytes = 0;
+    std::string id;  // the same from every process of the machine, whichever GPUs that may see
 };
 /// The GPUs this process can use; empty without a GPU or driver. `reason` says why it is empty.
 std::vector<DeviceInfo> list_devices(std::string& reason);
+
+/// Whether this program has the CUDA backend, with or without a GPU here.
+bool is_built();
 
 /// Whether the ops of kernels/cuda/ops.h can run here: on a GPU, or on the host in a build for
 /// tests.
@@ -23,6 +27,9 @@ bool runs_kernels();
 
 /// The calling thread's GPU from here on.     errors: DeviceError
 void use_device(int index);
+
+/// Bytes that the current GPU has left, whoever holds the others.     errors: DeviceError
+std::int64_t free_bytes();
 
 /// Memory of the current GPU, not zeroed.     errors: MemoryError, DeviceError
 std::byte* allocate(std::int64_t bytes);
