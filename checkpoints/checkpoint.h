@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "kernels/core/exec.h"
 #include "kernels/core/tensor_view.h"
 #include "parallel/mesh.h"
 
@@ -103,10 +104,12 @@ enum class LoadTensors { all, subset };
 
 /// Fills the logical cells of the shards from a checkpoint made on any mesh: each rank reads the
 /// stored shards that overlap its own and checks their hashes over the very bytes it copied. HDF5
-/// is not involved. On an error the contents of the shards are undefined. comm: broadcast(world),
+/// is not involved. On an error the contents of the shards are undefined. Shards on a GPU are
+/// filled through the host, one at a time, in the order of `stream`. comm: broadcast(world),
 /// agree(world) errors: CheckpointError (missing or extra tensor, other shape or dtype, damaged)
 CheckpointMeta load_checkpoint(const std::string& dir, const std::vector<TensorShard>& shards,
-                               const Mesh& mesh, LoadTensors which = LoadTensors::all);
+                               const Mesh& mesh, LoadTensors which = LoadTensors::all,
+                               Stream stream = {});
 
 /// What the rule lets go, oldest first; nothing while no newer checkpoint has been read back whole,
 /// so the newest good one always stays. `known_good`: one that needs no reading.

@@ -8,6 +8,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/read_cells.h"
 #include "checkpoints/verify.h"
+#include "kernels/device_memory.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 
@@ -45,6 +46,19 @@ void fill_shard(const std::string& dir, const TensorShard& to, const StoredTenso
             read_shard(dir, from, s, [&](std::int64_t row, std::int64_t col, Bytes cells) {
                 copy_overlap(to, s, row, col, cells);
             });
+}
+
+// Cells that are not the checkpoint's (padding) stay what they are.
+void fill_where_it_is(const std::string& dir, const TensorShard& to, const StoredTensor& from,
+                      Stream stream) {
+    if (!to.view.device.is_cuda()) return fill_shard(dir, to, from);
+    const Exec exec{to.view.device, stream};
+    const Tensor host(to.view.shape, to.view.dtype);
+    TensorShard there = to;
+    there.view = host;
+    copy(host, to.view, exec);
+    fill_shard(dir, there, from);
+    copy(to.view, host, exec);
 }
 
 using TensorTable = std::map<std::string, const StoredTensor*>;
@@ -86,7 +100,7 @@ void require_same_tensors(const std::string& dir, const std::vector<TensorShard>
 }  // namespace
 
 CheckpointMeta load_checkpoint(const std::string& dir, const std::vector<TensorShard>& shards,
-                               const Mesh& mesh, LoadTensors which) {
+                               const Mesh& mesh, LoadTensors which, Stream stream) {
     const std::string hash_on_first = broadcast(manifest_hash(dir), 0, mesh.world);
     CheckpointMeta meta;
     agree(mesh.world, "load checkpoint", [&] {
@@ -100,7 +114,7 @@ CheckpointMeta load_checkpoint(const std::string& dir, const std::vector<TensorS
         for (const CheckpointFile& f : m.files)
             require_size(dir, f);
         for (const TensorShard& s : shards)
-            fill_shard(dir, s, *stored.at(s.name));
+            fill_where_it_is(dir, s, *stored.at(s.name), stream);
         meta = m.meta;
     });
     return meta;

@@ -11,6 +11,7 @@
 #include "kernels/core/buffer.h"
 #include "kernels/core/stream_copy.h"
 #include "kernels/core/thread_pool.h"
+#include "kernels/cuda/device.h"
 
 namespace stoa {
 namespace {
@@ -93,7 +94,7 @@ std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank,
 }
 
 std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
-                                       const TensorView& memory) {
+                                       const TensorView& memory, Stream stream) {
     constexpr std::int64_t kPart = std::int64_t{4} << 20;
     struct Copy {
         std::byte* to;
@@ -112,6 +113,7 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
         memory.data +
         (layout.pages ? align_up(address, static_cast<std::int64_t>(kDirectBytes)) - address : 0);
     std::size_t next = 0;
+    bool on_device = false;
     for (TensorShard& s : kept) {
         std::byte* const to = first + layout.offsets[next++];
         for_each_piece(s, [&](std::int64_t offset, Bytes piece) {
@@ -120,9 +122,17 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
                 copies.push_back(
                     {to + offset + done, piece.data() + done, std::min(kPart, bytes - done)});
         });
+        if (s.view.device.is_cuda()) on_device = true;
+        s.view.device = {};
         s.view.data = to;
         s.view.shape =
             s.global_shape.rank == 2 ? Shape{s.row_count, s.col_count} : Shape{s.col_count};
+    }
+    if (on_device) {  // all of a rank's shards are there
+        for (const Copy& c : copies)
+            cuda::copy_from_device(c.to, c.from, c.bytes, stream);
+        cuda::synchronize(stream);
+        return kept;
     }
     parallel_for(std::ssize(copies), 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {

@@ -6,6 +6,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/courtesy.h"
 #include "checkpoints/manifest.h"
+#include "kernels/core/exec.h"
 
 namespace stoa {
 
@@ -16,10 +17,11 @@ std::vector<TensorShard> written_here(const std::vector<TensorShard>& shards, in
 /// Bytes of a snapshot of what this rank writes: its logical cells, each shard 64-byte aligned,
 /// from 1 MiB on at a multiple of kDirectBytes.
 std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank, int dp_rank);
-/// Copies the cells of `mine` into `memory`, and returns the same shards as views of it.
-/// errors: CheckpointError where they do not fit
+/// Copies the cells of `mine`, in the order of the stream where they lie on a GPU, into `memory` of
+/// the host, and returns the same shards as views of it.     errors: CheckpointError where they do
+/// not fit
 std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
-                                       const TensorView& memory);
+                                       const TensorView& memory, Stream stream = {});
 
 /// Writes `mine` to <dir>/rank-NNNN.h5, synced. `read_back`: compares what the device holds.
 /// With `courtesy` it leaves the core to others, where they want it. errors: CheckpointError

@@ -122,7 +122,8 @@ SaveWords CheckpointSaver::words() const {
 }
 
 void CheckpointSaver::start(CheckpointMeta meta, const std::vector<TensorShard>& shards,
-                            const TensorView& snapshot, const Mesh& mesh, bool urgent) {
+                            const TensorView& snapshot, const Mesh& mesh, bool urgent,
+                            Stream stream) {
     wait_for_job();  // the last one may still remove what a failed save has left
     failure_ = nullptr;
     begin_ = Clock::now();
@@ -136,7 +137,11 @@ void CheckpointSaver::start(CheckpointMeta meta, const std::vector<TensorShard>&
         require_shards(shards);
         expected_bytes_ = estimate_bytes(meta_, shards, mesh.world.size());
         mine_ = written_here(shards, mesh.tp_rank(), mesh.dp_rank());
-        if (!snapshot.empty()) mine_ = take_snapshot(mine_, snapshot);
+        if (!snapshot.empty()) mine_ = take_snapshot(mine_, snapshot, stream);
+        for (const TensorShard& s : mine_)
+            if (s.view.device.is_cuda())
+                throw CheckpointError(
+                    {.what = "a shard lies on a GPU, and there is no snapshot", .where = s.name});
     } catch (const std::exception&) {
         failure_ = std::current_exception();
     }

@@ -21,6 +21,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/courtesy.h"
 #include "checkpoints/manifest.h"
+#include "kernels/core/exec.h"
 
 namespace stoa {
 
@@ -53,9 +54,11 @@ public:
     std::int64_t step() const { return meta_.step; }  // of the save in flight
     /// Begins a save. With `snapshot` (snapshot_bytes of memory) the shards are free on return;
     /// with an empty one they stay as they are until finish(). `urgent`: without reading back and
-    /// pruning. All ranks; none is in flight. errors: none, finish() or advance() tell
+    /// pruning. Shards on a GPU want a snapshot, in host memory; they are read in the order of
+    /// `stream`. All ranks; none is in flight. errors: none, finish() or advance() tell
     void start(CheckpointMeta meta, const std::vector<TensorShard>& shards,
-               const TensorView& snapshot, const Mesh& mesh, bool urgent = false);
+               const TensorView& snapshot, const Mesh& mesh, bool urgent = false,
+               Stream stream = {});
     SaveWords words() const;
     /// Begins the next phase when no rank is busy; `all` is the maximum of the ranks' words. The
     /// report comes once, on all ranks in the same call.

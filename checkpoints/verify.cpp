@@ -75,10 +75,6 @@ void require_shards(const std::vector<TensorShard>& shards) {
                  .expected = "within " + s.global_shape.str() + " and its view",
                  .actual = fmt::format("rows {}+{}, cols {}+{}, view {}", s.row_begin, s.row_count,
                                        s.col_begin, s.col_count, s.view.shape.str())});
-        if (s.view.device.is_cuda())
-            throw ShapeError({.what = "shard of a checkpoint lies on a GPU",
-                              .where = s.name,
-                              .hint = "copy it to the host first"});
         if (!names.insert(s.name).second)
             throw ShapeError({.what = "two tensors of one name in a checkpoint", .where = s.name});
     }

@@ -202,6 +202,13 @@ struct Reader {
                                         : Overlap::off;
         return good;
     }
+    bool read(const ConfigNode& node, ThreadsField f) {
+        std::string word;
+        const std::vector<std::string> words = words_of(DeviceChoice{});
+        const bool good = read_with_word(node, f.threads, {words.begin() + 1, words.end()}, word);
+        *f.device = static_cast<DeviceChoice>(std::ranges::find(words, word) - words.begin());
+        return good;
+    }
     bool read(const ConfigNode& node, DeterminismField f) {
         if (!need_scalar(node)) return false;
         const std::string& text = node.text;

@@ -56,6 +56,10 @@ struct ZeroField {
     std::int64_t* level;
     Overlap* overlap;
 };
+struct ThreadsField {
+    std::int64_t* threads;
+    DeviceChoice* device;
+};
 struct DeterminismField {
     Determinism* mode;
     std::int64_t *dp_shards, *tp_chunks;
@@ -66,7 +70,7 @@ struct FractionField {
 using ConfigField =
     std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
                  BetasField, WarmupField, IntervalField, KeepField, DeterminismField,
-                 RecomputeField, ZeroField, TpField, ProblemsField, AttentionField,
+                 RecomputeField, ZeroField, TpField, ThreadsField, ProblemsField, AttentionField,
                  std::vector<std::string>*, std::map<std::string, double>*, Recompute*, Recipe*,
                  Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*, AttentionKind*,
                  KeySelector*>;

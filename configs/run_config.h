@@ -21,6 +21,10 @@ enum class Determinism { automatic, elastic, fast };
 /// one machine they would take their time from the computation's cores.
 enum class Overlap { automatic, on, off };
 
+/// Where ranks compute: automatic: each on a GPU of its own, where every rank has one, else on the
+/// CPU; shared: ranks of a machine may share its GPUs.
+enum class DeviceChoice { automatic, cpu, cuda, cuda_shared };
+
 /// run.*
 struct RunSection {
     std::string name = "run";
@@ -79,6 +83,7 @@ struct ParallelConfig {
     std::int64_t zero = 1;
     Overlap overlap = Overlap::automatic;  // "1 beside": on; "1 blocking": off
     std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
+    DeviceChoice device = DeviceChoice::automatic;  // "auto cuda": the words behind the threads
     // elastic: sums have the order of `dp_shards` x `tp_chunks` virtual ranks on every mesh that
     // divides them; 0: as many as the mesh has. auto: elastic where gradients are wide.
     Determinism determinism = Determinism::automatic;

@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 namespace {
@@ -26,6 +27,7 @@ void require_attention(const ConstTensorView& q, const ConstTensorView& k, const
     require_numel(key_end, rows, "attention: key_end");
     require_dtype(key_begin, DType::int32, "attention: key_begin");
     require_dtype(key_end, DType::int32, "attention: key_end");
+    if (key_begin.device.is_cuda()) return;  // the host does not read device memory
     const auto begins = key_begin.as<std::int32_t>(), ends = key_end.as<std::int32_t>();
     for (std::size_t r = 0; r < begins.size(); ++r)
         require(begins[r] >= 0 && ends[r] <= k_len, "attention: keys of a row", "within k_len",
@@ -36,14 +38,13 @@ void require_attention(const ConstTensorView& q, const ConstTensorView& k, const
 
 void attention_forward(const AttentionArgs& args, const Exec& exec) {
     require(args.scale > 0.0, "attention: scale", "> 0", std::to_string(args.scale));
-    require_cpu(exec, "attention");
     require_attention(args.q, args.k, args.v, args.out, args.lse, args.key_begin, args.key_end);
-    cpu::attention_forward(args);
+    exec.device.is_cuda() ? cuda::attention_forward(args, exec.stream)
+                          : cpu::attention_forward(args);
 }
 
 void attention_backward(const AttentionBackwardArgs& args, const Exec& exec) {
     require(args.scale > 0.0, "attention: scale", "> 0", std::to_string(args.scale));
-    require_cpu(exec, "attention");
     require_attention(args.q, args.k, args.v, args.out, args.lse, args.key_begin, args.key_end);
     require_shape(args.d_q, args.q.shape, "attention: d_q");
     require_shape(args.d_out, args.q.shape, "attention: d_out");
@@ -52,7 +53,8 @@ void attention_backward(const AttentionBackwardArgs& args, const Exec& exec) {
     for (const ConstTensorView& t : {ConstTensorView(args.d_q), args.d_out,
                                      ConstTensorView(args.d_k), ConstTensorView(args.d_v)})
         require_dtype(t, args.q.dtype, "attention: dtype");
-    cpu::attention_backward(args);
+    exec.device.is_cuda() ? cuda::attention_backward(args, exec.stream)
+                          : cpu::attention_backward(args);
 }
 
 }  // namespace stoa

@@ -1,5 +1,7 @@
 #include "kernels/elementwise.h"
 
+#include <cstring>
+
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
 
@@ -27,17 +29,44 @@ void add_rows(TensorView sum, ConstTensorView x, const Exec& exec) {
     require_numel(sum, x.cols(), "add_rows: sum");
     require_dtype(sum, wide_dtype(x.dtype), "add_rows: sum");
     require_dtype(x, sum.dtype, "add_rows: x");
-    require_cpu(exec, "add_rows");
-    cpu::add_rows(sum, x);
+    exec.device.is_cuda() ? cuda::add_rows(sum, x, exec.stream) : cpu::add_rows(sum, x);
 }
 
-void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
-    if (x.empty()) return;
+namespace {
+
+std::int64_t piece_of(ConstTensorView x, std::int64_t piece) {
     const std::int64_t cols = x.cols();
     require(piece >= 0 && cols % std::max<std::int64_t>(1, piece) == 0, "sum_of_squares: piece",
             "a divisor of the columns", std::to_string(piece));
-    exec.device.is_cuda() ? cuda::sum_of_squares(out, x, piece == 0 ? cols : piece, exec.stream)
-                          : cpu::sum_of_squares(out, x, piece == 0 ? cols : piece);
+    return piece == 0 ? cols : piece;
+}
+
+}  // namespace
+
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
+    if (x.empty()) return;
+    const std::int64_t n = piece_of(x, piece);
+    exec.device.is_cuda() ? cuda::sum_of_squares(out, x, n, exec.stream)
+                          : cpu::sum_of_squares(out, x, n);
+}
+
+void sum_of_squares(TensorView out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
+    require_numel(out, kExactSumWords, "sum_of_squares: out");
+    require_dtype(out, DType::int32, "sum_of_squares: out");
+    if (x.empty()) return;
+    const std::int64_t n = piece_of(x, piece);
+    if (exec.device.is_cuda()) return cuda::add_squares(out, x, n, exec.stream);
+    ExactSum sum = exact_sum_of(out.as<std::int32_t>());
+    cpu::sum_of_squares(sum, x, n);
+    std::memcpy(out.data, sum.limb.data(), sizeof sum.limb);
+    std::memcpy(out.data + sizeof sum.limb, &sum.nonfinite, sizeof sum.nonfinite);
+}
+
+ExactSum exact_sum_of(std::span<const std::int32_t> words) {
+    ExactSum sum;
+    std::memcpy(sum.limb.data(), words.data(), sizeof sum.limb);
+    std::memcpy(&sum.nonfinite, words.data() + 2 * ExactSum::kLimbs, sizeof sum.nonfinite);
+    return sum;
 }
 
 void flag_nonfinite(TensorView flag, ConstTensorView x, const Exec& exec) {

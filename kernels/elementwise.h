@@ -1,4 +1,6 @@
 #pragma once
+#include <span>
+
 #include "kernels/core/exact_sum.h"
 #include "kernels/core/exec.h"
 
@@ -16,6 +18,11 @@ void add_rows(TensorView sum, ConstTensorView x, const Exec& exec);
 /// pieces without rounding. So the sum does not depend on how rows, or whole pieces of
 /// them, are dealt out to ranks.     x: fp32 | bf16 | fp64
 void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec);
+/// The same, where `out` is words of the device: (kExactSumWords) int32, the limbs of an ExactSum
+/// and its count of values that are not finite. Nobody waits.
+void sum_of_squares(TensorView out, ConstTensorView x, std::int64_t piece, const Exec& exec);
+constexpr std::int64_t kExactSumWords = 2 * (ExactSum::kLimbs + 1);
+ExactSum exact_sum_of(std::span<const std::int32_t> words);
 /// flag (1) int32 |= 1 where x holds Inf or NaN.     x: fp32 | bf16 | fp16 | fp64
 void flag_nonfinite(TensorView flag, ConstTensorView x, const Exec& exec);
 

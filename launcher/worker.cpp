@@ -16,6 +16,7 @@
 #include "configs/load_run_config.h"
 #include "kernels/core/log.h"
 #include "kernels/core/thread_pool.h"
+#include "launcher/pick_device.h"
 #include "launcher/run_lock.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
@@ -89,6 +90,15 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
         static_cast<double>(plan.rank_bytes()) / (1 << 20));
 }
 
+constexpr double kNcclDeadline_s = 120.0;  // many hosts take their time
+
+// Null on the CPU.
+std::unique_ptr<cuda::CudaStream> open_device(Device device) {
+    if (!device.is_cuda()) return nullptr;
+    cuda::use_device(device.index);
+    return std::make_unique<cuda::CudaStream>();
+}
+
 // Names a machine or link that is much slower than the others, as a warning, before training.
 // STOA_PREFLIGHT=off leaves it out, STOA_PREFLIGHT=FACTOR sets what counts as much (4).
 void pre_flight(const Communicator& world, Watch& watch) {
@@ -137,7 +147,12 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
         config = resolve_for_world(loaded.config, session.size());
     });
     require_same_config(loaded, everyone.world);
-    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp, config.parallel.overlap);
+    const DevicePick pick = pick_device(config.parallel.device, everyone.world);
+    if (!pick.notice.empty() && everyone.world.rank() == 0) log_info("{}", pick.notice);
+    // On a GPU no threads: all ranks put the collectives of all groups on their stream in one
+    // order.
+    Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp,
+                          pick.device.is_cuda() ? Overlap::off : config.parallel.overlap);
 
     if (mesh.tp_across_machines > 0 && mesh.world.rank() == 0)
         log_warn(
@@ -163,12 +178,25 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
     agree(mesh.world, "open data",
           [&] { loader = std::make_unique<TokenLoader>(config, *tokenizer); });
 
-    const Exec exec{};
-    const MemoryPlan plan = plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank());
+    std::unique_ptr<cuda::CudaStream> stream;
+    agree(mesh.world, "open the GPU", [&] { stream = open_device(pick.device); });
+    if (pick.all_own)  // a group's ranks fail alike, and here those of the others hear of it
+        for (Communicator* group : {&mesh.tp, &mesh.dp, &mesh.tp_beside, &mesh.dp_beside})
+            agree(mesh.world, "connect over NCCL",
+                  [&] { group->open_nccl(pick.device, !is_elastic(config), kNcclDeadline_s); });
+    const Exec exec{pick.device, stream ? stream->stream() : Stream{}};
+    const MemoryPlan plan =
+        plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank(), exec.device);
     if (options.print_memory_plan && mesh.world.rank() == 0) fmt::print("{}", describe_plan(plan));
     const int ranks_here = ranks_on_this_machine(mesh.world);
-    agree(mesh.world, "check memory",
-          [&] { require_fits(config, plan, ranks_here, available_memory_bytes()); });
+    agree(mesh.world, "check memory", [&] {
+        std::string reason;
+        if (!exec.device.is_cuda())
+            return require_fits(config, plan, ranks_here, available_memory_bytes());
+        const auto gpu = static_cast<std::size_t>(exec.device.index);
+        require_fits_gpu(config, plan, pick, cuda::list_devices(reason).at(gpu),
+                         cuda::free_bytes());
+    });
     set_cpu_threads(threads_of(config, ranks_here));
     TrainState state;
     agree(mesh.world, "allocate memory", [&] {

@@ -8,10 +8,14 @@
 #include <vector>
 
 #include "kernels/core/thread_pool.h"
+#include "kernels/device_memory.h"
+#include "kernels/elementwise.h"
 #include "parallel/check_mpi.h"
 #include "parallel/machine_parts.h"
 #include "parallel/message_parts.h"
 #include "parallel/message_sum.h"
+#include "parallel/nccl_group.h"
+#include "parallel/staged.h"
 
 namespace stoa {
 namespace {
@@ -102,17 +106,38 @@ bool for_summed_dtype(DType dtype, const Fn& fn) {
     return false;
 }
 
-void require_host(const TensorView& t, const char* name) {
-    if (t.device.is_cuda())
-        throw DeviceError(
-            {.what = std::string(name) + " of GPU memory", .expected = "a build with NCCL"});
+bool by_nccl(const Communicator& comm, bool sums) {
+    return comm.nccl() != nullptr && (!sums || comm.fast_sums());
+}
+NcclGroup::Op nccl_op(ReduceOp op) {
+    return op == ReduceOp::sum   ? NcclGroup::Op::sum
+           : op == ReduceOp::max ? NcclGroup::Op::max
+                                 : NcclGroup::Op::min;
+}
+
+/// A rank alone, on a GPU.
+void local_chain(TensorView total, bool add_to, ConstTensorView values, Stream stream) {
+    const Exec exec{total.device, stream};
+    if (add_to) return add(total, total, values, exec);
+    if (total.data != values.data) copy(total, values, exec);
 }
 
 }  // namespace
 
-void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream, Site site) {
+void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream stream, Site site) {
     if (comm.size() == 1) return;
-    require_host(t, "all_reduce");
+    if (t.device.is_cuda() && by_nccl(comm, op == ReduceOp::sum)) {
+        const CollectiveScope scope{"all_reduce",        comm, t.numel(),
+                                    dtype_name(t.dtype), site, reduce_name(op)};
+        return comm.nccl()->all_reduce(t, nccl_op(op), stream);
+    }
+    if (t.device.is_cuda()) {
+        Staged staged(t.bytes(), t.device, comm, stream);
+        const TensorView host = staged.take(t);
+        staged.wait();
+        all_reduce(host, op, comm, {}, site);
+        return staged.put(t, host);
+    }
     const CollectiveScope scope{"all_reduce",        comm, t.numel(),
                                 dtype_name(t.dtype), site, reduce_name(op)};
     const CommTimer timer;
@@ -124,11 +149,19 @@ void all_reduce(TensorView t, ReduceOp op, const Communicator& comm, Stream, Sit
     mpi_all_reduce(t.data, t.numel(), t.dtype, op, comm);
 }
 
-void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm, Stream,
-               Site site) {
-    require_host(total, "chain_sum");
+void chain_sum(TensorView total, bool add, ConstTensorView values, const Communicator& comm,
+               Stream stream, Site site) {
     if (total.dtype != values.dtype || total.numel() != values.numel())
         throw ShapeError({.what = "chain_sum", .expected = "total and values alike"});
+    if (total.device.is_cuda() && comm.size() == 1) return local_chain(total, add, values, stream);
+    if (total.device.is_cuda()) {
+        Staged staged(2 * align_up(total.bytes()), total.device, comm, stream);
+        const TensorView in = staged.take(values);
+        const TensorView out = add ? staged.take(total) : staged.place(total);
+        staged.wait();
+        chain_sum(out, add, in, comm, {}, site);
+        return staged.put(total, out);
+    }
     const CollectiveScope scope{
         "chain_sum", comm, total.numel(), dtype_name(total.dtype), site, add ? "add" : "first"};
     const CommTimer timer;
@@ -150,6 +183,47 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
                           .actual = dtype_name(total.dtype)});
 }
 
+namespace {
+
+void staged_sums(std::span<const PartSum> parts, SumOrder order, bool add, const Communicator& comm,
+                 Stream stream, Site site) {
+    std::int64_t bytes = 0;
+    for (const PartSum& p : parts)
+        bytes += 2 * align_up(p.values.bytes());
+    Staged staged(bytes, parts.front().values.device, comm, stream);
+    std::vector<PartSum> on_host;
+    for (const PartSum& p : parts) {
+        const bool mine = p.owner == comm.rank();
+        on_host.push_back({p.owner,
+                           !mine ? TensorView{}
+                           : add ? staged.take(p.total)
+                                 : staged.place(p.total),
+                           staged.take(p.values)});
+    }
+    staged.wait();
+    reduce_scatter(on_host, order, add, comm, {}, site);
+    for (std::size_t i = 0; i < parts.size(); ++i)
+        if (parts[i].owner == comm.rank()) staged.put(parts[i].total, on_host[i].total);
+}
+
+void staged_copies(std::span<const PartCopy> parts, const Communicator& comm, Stream stream,
+                   Site site) {
+    std::int64_t bytes = 0;
+    for (const PartCopy& p : parts)
+        bytes += align_up(p.data.bytes());
+    Staged staged(bytes, parts.front().data.device, comm, stream);
+    std::vector<PartCopy> on_host;
+    for (const PartCopy& p : parts)
+        on_host.push_back(
+            {p.owner, p.owner == comm.rank() ? staged.take(p.data) : staged.place(p.data)});
+    staged.wait();
+    all_gather(on_host, comm, {}, site);
+    for (std::size_t i = 0; i < parts.size(); ++i)
+        if (parts[i].owner != comm.rank()) staged.put(parts[i].data, on_host[i].data);
+}
+
+}  // namespace
+
 void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
                     const Communicator& comm, Stream stream, Site site) {
     if (parts.empty()) return;
@@ -165,6 +239,13 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
              (p.total.dtype != dtype || p.total.numel() != p.values.numel())))
             throw ShapeError(
                 {.what = "reduce_scatter", .expected = "totals and values alike, of one type"});
+    if (parts.front().values.device.is_cuda() && by_nccl(comm, /*sums=*/true) && !add) {
+        const CollectiveScope scope{"reduce_scatter",  comm, count_of(parts),
+                                    dtype_name(dtype), site, "fast"};
+        return comm.nccl()->sum_parts(parts, stream);
+    }
+    if (parts.front().values.device.is_cuda())
+        return staged_sums(parts, order, add, comm, stream, site);
     const CollectiveScope scope{
         "reduce_scatter",  comm, count_of(parts),
         dtype_name(dtype), site, order == SumOrder::tree ? "tree" : add ? "add" : "first"};
@@ -184,8 +265,14 @@ void reduce_scatter(std::span<const PartSum> parts, SumOrder order, bool add,
                           .actual = dtype_name(dtype)});
 }
 
-void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream, Site site) {
+void all_gather(std::span<const PartCopy> parts, const Communicator& comm, Stream stream,
+                Site site) {
     if (comm.size() == 1 || parts.empty()) return;
+    if (parts.front().data.device.is_cuda() && by_nccl(comm, /*sums=*/false)) {
+        const CollectiveScope scope{"all_gather", comm, count_of(parts), "bytes", site};
+        return comm.nccl()->gather(parts, stream);
+    }
+    if (parts.front().data.device.is_cuda()) return staged_copies(parts, comm, stream, site);
     const CollectiveScope scope{"all_gather", comm, count_of(parts), "bytes", site};
     const CommTimer timer;
     if (comm.shared_memory() != nullptr) return comm.shared_memory()->gather_parts(parts);
@@ -235,9 +322,19 @@ std::string broadcast(std::string text, int root, const Communicator& comm, Site
     return text;
 }
 
-void broadcast(TensorView t, int root, const Communicator& comm, Site site) {
+void broadcast(TensorView t, int root, const Communicator& comm, Stream stream, Site site) {
     if (comm.size() == 1 || t.bytes() == 0) return;
-    require_host(t, "broadcast");
+    if (t.device.is_cuda() && by_nccl(comm, /*sums=*/false)) {
+        const CollectiveScope scope{"broadcast", comm, t.numel(), dtype_name(t.dtype), site};
+        return comm.nccl()->broadcast(t, root, stream);
+    }
+    if (t.device.is_cuda()) {
+        Staged staged(t.bytes(), t.device, comm, stream);
+        const TensorView host = comm.rank() == root ? staged.take(t) : staged.place(t);
+        staged.wait();
+        broadcast(host, root, comm, {}, site);
+        return staged.put(t, host);
+    }
     const CollectiveScope scope{"broadcast", comm, t.numel(), dtype_name(t.dtype), site};
     const CommTimer timer;
     constexpr std::int64_t kMost = 1 << 30;  // MPI counts are ints
@@ -245,6 +342,11 @@ void broadcast(TensorView t, int root, const Communicator& comm, Site site) {
         check_mpi(MPI_Bcast(t.data + done, static_cast<int>(std::min(kMost, t.bytes() - done)),
                             MPI_BYTE, root, comm.handle()),
                   "broadcast", comm);
+}
+
+void await_device(const Exec& exec, std::initializer_list<const Communicator*> groups) {
+    for (const Communicator* g : groups)
+        if (g->nccl() != nullptr) g->nccl()->synchronize(exec.stream);
 }
 
 void barrier(const Communicator& comm, Site site) {

@@ -1,9 +1,12 @@
 #pragma once
 // Collectives as free functions on tensors. The data's home chooses the wire: MPI for host memory;
-// NCCL takes over device memory at the same call sites. A group of one waits for nobody. Every
-// collective of several ranks is stamped on the board (parallel/board.h) with the line that calls
-// it; all ranks of a group reach it at the same line, with the same operation, type and count.
+// device memory goes by NCCL where that keeps the bits or sums may be fast (nccl_group.h), else
+// through host memory (staged.h), so that its sums have the CPU's order. A group
+// of one waits for nobody. Every collective of several ranks is stamped on the board
+// (parallel/board.h) with the line that calls it; all ranks of a group reach it at the same line,
+// with the same operation, type and count.
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,12 +58,17 @@ std::int64_t all_reduce_scalar(std::int64_t value, ReduceOp op, const Communicat
 std::string broadcast(std::string text, int root, const Communicator& comm, Site site = {});
 
 /// Root's bytes of t on every rank.     comm: broadcasts of at most 1 GiB
-void broadcast(TensorView t, int root, const Communicator& comm, Site site = {});
+void broadcast(TensorView t, int root, const Communicator& comm, Stream stream, Site site = {});
 
 /// Every rank's text on `root`, by rank; nothing on the others.
 /// comm: a gather of sizes, then one of texts     errors: CollectiveError above 2 GiB in all
 std::vector<std::string> gather(const std::string& text, int root, const Communicator& comm,
                                 Site site = {});
+
+/// Before the host waits for a GPU whose stream holds collectives of `groups`: looks for errors of
+/// their peers while it waits, for a bare wait would not end where one has died. Nothing to do
+/// without NCCL.     errors: DeviceError
+void await_device(const Exec& exec, std::initializer_list<const Communicator*> groups);
 
 void barrier(const Communicator& comm, Site site = {});
 /// A barrier that sleeps between looks: for waits in which a peer needs this processor.

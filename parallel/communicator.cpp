@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "kernels/device_memory.h"
 #include "parallel/check_mpi.h"
 #include "parallel/machine_parts.h"
+#include "parallel/nccl_group.h"
 
 namespace stoa {
 namespace {
@@ -43,6 +45,9 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
     std::swap(group_, other.group_);
     std::swap(shared_memory_, other.shared_memory_);
     std::swap(machine_groups_, other.machine_groups_);
+    std::swap(nccl_, other.nccl_);
+    std::swap(fast_sums_, other.fast_sums_);
+    std::swap(staging_, other.staging_);
     return *this;
 }
 
@@ -59,6 +64,20 @@ void Communicator::share_machines(const std::vector<int>& machine_of, SharedMemo
     machine_groups_ = open_machine_groups(*this, machine_of, wait);
 }
 
+void Communicator::open_nccl(Device device, bool fast_sums, double deadline_s) {
+    nccl_ = NcclGroup::open(*this, device, deadline_s);
+    fast_sums_ = fast_sums;
+}
+
+std::byte* Communicator::staging(std::int64_t bytes, const Exec& exec) const {
+    if (bytes > staging_.bytes()) {
+        synchronize(exec);    // a copy from it may be on its way
+        staging_ = Buffer{};  // first: two of them need not fit
+        staging_ = make_copy_buffer(bytes, exec.device);
+    }
+    return staging_.data();
+}
+
 void Communicator::close() {
     if (comm_ == MPI_COMM_NULL) return;
     close_group(group_);
@@ -69,6 +88,8 @@ void Communicator::close() {
     }
     if (shared_memory_) shared_memory_->close();
     shared_memory_.reset();
+    nccl_.reset();
+    staging_ = Buffer{};
     MPI_Comm_free(&comm_);
     comm_ = MPI_COMM_NULL;
     rank_ = 0;

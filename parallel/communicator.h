@@ -7,12 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/buffer.h"
+#include "kernels/core/exec.h"
 #include "parallel/board.h"
 #include "parallel/shared_memory.h"
 
 namespace stoa {
 
 struct MachineGroups;  // parallel/machine_parts.h
+class NcclGroup;       // parallel/nccl_group.h
 
 class Communicator {
 public:
@@ -41,6 +44,14 @@ public:
     void share_machines(const std::vector<int>& machine_of,
                         SharedMemory::Wait wait = SharedMemory::Wait::spin, Site site = {});
     const MachineGroups* machine_groups() const { return machine_groups_.get(); }  // null: none
+    /// Lets collectives on `device` go from GPU to GPU where that changes no bit, and sums too
+    /// where `fast_sums`. comm: collective     errors: DeviceError on all ranks
+    void open_nccl(Device device, bool fast_sums, double deadline_s);
+    NcclGroup* nccl() const { return nccl_.get(); }  // null: through host memory
+    bool fast_sums() const { return fast_sums_; }
+    /// Host memory of at least `bytes` that the device copies to: for collectives on its memory.
+    /// One thread at a time uses a group, and it.
+    std::byte* staging(std::int64_t bytes, const Exec& exec) const;
     void close();
 
 private:
@@ -51,6 +62,9 @@ private:
     mutable GroupRow group_;
     std::unique_ptr<SharedMemory> shared_memory_;
     std::unique_ptr<MachineGroups> machine_groups_;
+    std::unique_ptr<NcclGroup> nccl_;
+    bool fast_sums_ = false;
+    mutable Buffer staging_;
 };
 
 /// Ranks of `comm` on this rank's machine.     comm: one split and its end

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "data/reasoning/engine.h"
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
@@ -46,11 +47,11 @@ SourceLoss held_out_loss(TrainState& s, const std::string& source, const MicroBa
             take_part_in_forward(s.model, mesh, exec);
             continue;
         }
-        load_micro_batch(s, slice(rows, begin, mb_rows));
+        load_micro_batch(s, slice(rows, begin, mb_rows), exec);
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh, exec);
         loss_forward_backward(s, /*d_loss=*/0.0, mesh.tp, exec);
-        sum += s.acts.loss_sum.as<double>()[0];
+        sum += read_back<double>(s.acts.loss_sum, exec)[0];
     }
     sum = all_reduce_scalar(sum, ReduceOp::sum, mesh.dp);
     const std::int64_t tokens = rows.valid_tokens();

@@ -27,8 +27,8 @@ std::int64_t number_in(const std::string& path, const std::string& label) {
 
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
-std::int64_t plan_bytes(const RunConfig& c) {
-    return plan_memory(c, 0, static_cast<int>(c.parallel.tp)).rank_bytes();
+std::int64_t plan_bytes(const RunConfig& c, Device device) {
+    return plan_memory(c, 0, static_cast<int>(c.parallel.tp), 0, device).rank_bytes();
 }
 
 bool is_legal(const RunConfig& c) {
@@ -121,13 +121,13 @@ DiskNeed plan_disk(const RunConfig& config) {
     return need;
 }
 
-std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes) {
+std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes, Device device) {
     std::vector<Advice> good;
     for (const Step& s : steps()) {  // one change alone
         RunConfig c = config;
         const std::string change = s.apply(c);
         if (change.empty() || !is_legal(c)) continue;
-        const std::int64_t bytes = plan_bytes(c);
+        const std::int64_t bytes = plan_bytes(c, device);
         if (bytes <= limit_bytes) good.push_back({fmt::format("{} ({})", change, s.why), bytes});
     }
     if (good.empty()) {  // changes added up, in order of their price
@@ -139,7 +139,7 @@ std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes) {
             if (change.empty() || !is_legal(next)) continue;
             c = next;
             changes += (changes.empty() ? "" : " ") + change;
-            const std::int64_t bytes = plan_bytes(c);
+            const std::int64_t bytes = plan_bytes(c, device);
             if (bytes <= limit_bytes) good.push_back({changes, bytes});
         }
     }

@@ -10,16 +10,14 @@
 
 namespace stoa {
 
-double grad_sum_of_squares(const ModelState& state, std::int64_t chunks, const Mesh& mesh,
-                           const Exec& exec) {
-    ExactSum sum;
+void add_grad_squares(TensorView out, const ModelState& state, std::int64_t chunks,
+                      const Mesh& mesh, const Exec& exec) {
     for (const Param& p : state.params) {
         if (p.cut == TpCut::replicated && mesh.tp_rank() > 0) continue;
         if (p.owners.empty() && mesh.dp_rank() > 0) continue;
         const std::int64_t piece = p.cut == TpCut::cols ? p.grad.cols() / chunks : 0;
-        sum_of_squares(sum, p.grad, piece, exec);
+        sum_of_squares(out, p.grad, piece, exec);
     }
-    return all_reduce(sum, mesh.world).value();
 }
 
 double clip_coefficient(double norm, double max_norm) {
@@ -38,8 +36,9 @@ void update_param(const Param& p, const Update& u, const Exec& exec) {
     const OptimizerConfig& o = u.config.optimizer;
     const bool matrix = p.master.shape.rank == 2;
     const std::int64_t rows = matrix ? p.master.shape[0] : 1;
-    for (std::int64_t begin = 0; begin < rows; begin += kQuantBlock) {
-        const std::int64_t count = std::min(kQuantBlock, rows - begin);
+    const std::int64_t most = exec.device.is_cuda() ? rows : kQuantBlock;  // a GPU has no such cache
+    for (std::int64_t begin = 0; begin < rows; begin += most) {
+        const std::int64_t count = std::min(most, rows - begin);
         const auto part = [&](const TensorView& t) {
             return t.empty() || !matrix ? t : t.slice_rows(begin, count);
         };
@@ -76,7 +75,7 @@ void adamw_step(ModelState& state, const RunConfig& config, double lr, double gr
         const Unit& of = state.units[unit];
         for (std::size_t i = of.first; i < of.first + of.count; ++i)
             update_param(state.params[i], u, exec);
-        start_work_gather(state, unit, mesh);  // dp: beside the next unit's update
+        start_work_gather(state, unit, mesh, exec);  // dp: beside the next unit's update
         board_pulse();
     }
     await_work(state, mesh);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 
+#include "kernels/device_memory.h"
 #include "trainer/model/attend.h"
 
 namespace stoa {
@@ -30,6 +31,12 @@ Kept kept_of(const std::int32_t* expiry, std::int64_t begin, std::int64_t end, s
         k.log_sum += n * std::log(n);
     }
     return k;
+}
+
+Tensor on_host(const TensorView& x, const Exec& exec) {
+    Tensor t(x.shape, x.dtype);
+    copy(t, x, exec);
+    return t;
 }
 
 }  // namespace
@@ -63,7 +70,7 @@ SelectionStatistics kept_statistics(const ConstTensorView& expiry, const ConstTe
     return out;
 }
 
-std::vector<LayerSelection> layer_selections(const TrainState& s) {
+std::vector<LayerSelection> layer_selections(const TrainState& s, const Exec& exec) {
     std::vector<LayerSelection> all;
     std::set<const std::byte*> seen;
     const AttentionConfig& rule = s.dims.attention_rule;
@@ -72,11 +79,11 @@ std::vector<LayerSelection> layer_selections(const TrainState& s) {
         const LayerAttention kind = s.dims.attention[l];
         if (!selects_keys(kind) || selection.empty() || !seen.insert(selection.data).second)
             continue;
-        all.push_back(
-            {static_cast<std::int64_t>(l),
-             kind == LayerAttention::tree
-                 ? tree_selection_statistics(selection, s.acts.key_begin, tree_rule(rule))
-                 : kept_statistics(selection, s.acts.key_begin, rule.window, rule.sinks)});
+        const Tensor chosen = on_host(selection, exec), begins = on_host(s.acts.key_begin, exec);
+        all.push_back({static_cast<std::int64_t>(l),
+                       kind == LayerAttention::tree
+                           ? tree_selection_statistics(chosen, begins, tree_rule(rule))
+                           : kept_statistics(chosen, begins, rule.window, rule.sinks)});
     }
     return all;
 }

@@ -14,7 +14,7 @@ struct LayerSelection {
 
 /// Of this rank's kv heads. Layers that share one copy with another (full recompute) are left out:
 /// it holds the selection of the first of them.     comm: none
-std::vector<LayerSelection> layer_selections(const TrainState& s);
+std::vector<LayerSelection> layer_selections(const TrainState& s, const Exec& exec);
 
 /// The same of expiry times (kernels/importance_attention.h): tokens that are kept behind the
 /// window, each as often as a query sees it. shapes: expiry (batch, n_kv_heads, len), key_begin

@@ -128,7 +128,7 @@ void save(TrainRun& run, MetricsFiles& files, Saves& saves, bool must, bool urge
     finish_save(run, files, saves);
     saves.waited_s = seconds_since(begin);
     saves.saver.start(checkpoint_meta(run), checkpoint_shards(run.state.model), run.state.snapshot,
-                      run.mesh, urgent);
+                      run.mesh, urgent, run.exec.stream);
     if (must || run.state.config.checkpoint.blocking) finish_save(run, files, saves, must);
 }
 
@@ -263,7 +263,8 @@ bool resume_run(TrainRun& run, std::int64_t at_most) {
         adopt_sums(saved, config, dir);
         place_anew(run, config, saved_policy(saved, config));
     });
-    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh);
+    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(run.state.model), run.mesh,
+                                                LoadTensors::all, run.exec.stream);
     agree(run.mesh.world, "restore counters", [&] { restore_counters(meta, run); });
     refresh_work(run.state.model, run.mesh, run.exec);
     log_info("resumed from {} at step {} ({} tokens)", dir, run.curriculum.step,
@@ -338,7 +339,7 @@ ExitCode train_loop(TrainRun& run) {
             .valid_tokens = result.valid_tokens,
             .mem_peak_bytes = peak_memory_bytes(),
             .skipped = result.skipped,
-            .selection = logs && mesh.world.rank() == 0 ? layer_selections(run.state)
+            .selection = logs && mesh.world.rank() == 0 ? layer_selections(run.state, run.exec)
                                                         : std::vector<LayerSelection>{}};
         on_rank_0(mesh, "write records", [&] {
             files.write_step(record);

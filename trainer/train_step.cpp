@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <iterator>
 
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "parallel/collectives.h"
 #include "trainer/fault_hook.h"
@@ -66,7 +68,7 @@ bool takes_sample(const TrainState& s, std::int64_t step) {
 
 std::vector<LayerSample> layer_samples(const Activations& a, const Mesh& mesh, const Exec& exec) {
     all_reduce(a.quantization_loss, ReduceOp::sum, mesh.dp, exec.stream);  // dp: all tokens
-    const auto sums = a.quantization_loss.as<double>();
+    const auto sums = read_back<double>(a.quantization_loss, exec);
     const std::size_t n_layers = sums.size() / 8;
     const auto loss = [&](std::size_t pass, std::size_t layer) {
         const double* const s = sums.data() + 4 * (pass * n_layers + layer);
@@ -77,6 +79,25 @@ std::vector<LayerSample> layer_samples(const Activations& a, const Mesh& mesh, c
     for (std::size_t l = 0; l < n_layers; ++l)
         samples.push_back({loss(0, l), loss(1, l)});
     return samples;
+}
+
+// What the step left in step_words, of this rank.
+struct StepWords {
+    double loss_sum;
+    ExactSum grad_squares;
+    std::vector<std::int32_t> nonfinite;  // (2, n_layers)
+};
+StepWords read_step_words(const Activations& a, const Exec& exec) {
+    const auto all = read_back<std::int32_t>(a.step_words, exec);
+    const auto part = [&](const TensorView& t) {
+        return std::span(all).subspan(
+            static_cast<std::size_t>((t.data - a.step_words.data) / size_of(DType::int32)),
+            static_cast<std::size_t>(t.bytes() / size_of(DType::int32)));
+    };
+    StepWords words{.grad_squares = exact_sum_of(part(a.grad_squares))};
+    std::memcpy(&words.loss_sum, part(a.loss_total).data(), sizeof words.loss_sum);
+    std::ranges::copy(part(a.nonfinite), std::back_inserter(words.nonfinite));
+    return words;
 }
 
 // Where Inf or NaN began: forward before backward.
@@ -93,16 +114,14 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         all_reduce_scalar(count_valid(in.micro_batches), ReduceOp::sum, mesh.dp);
     const double scale = s.loss_scale.value;
     const double per_token = 1.0 / static_cast<double>(std::max<std::int64_t>(tokens, 1));
-    double loss_sum = 0.0;
-    std::vector<std::int32_t> nonfinite(2 * s.dims.ffn.size());
     s.sampling = takes_sample(s, in.step);
     for (std::size_t i = 0; i < in.micro_batches.size(); ++i) {
         const auto index = static_cast<std::int64_t>(i);
         s.shard = index / s.dims.shard_micro_batches;
         s.shard_micro_batch = index % s.dims.shard_micro_batches;
-        load_micro_batch(s, in.micro_batches[i]);
+        load_micro_batch(s, in.micro_batches[i], exec);
         if (i == 0) zero(s.acts.quantization_loss, exec);
-        zero(s.acts.nonfinite, exec);
+        if (i == 0) zero(s.acts.step_words, exec);
         s.grad_pass = {static_cast<std::uint64_t>(s.config.run.seed), in.step, index,
                        mesh.dp_rank()};
         const MicroBatch& rows = in.micro_batches[i];
@@ -121,9 +140,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         loss_forward_backward(s, s.training_rows->d_loss, mesh.tp, exec);
         model_backward(s, mesh, exec);  // grads +=; dp: sums of the matrices
         s.training_rows.reset();
-        loss_sum += s.acts.loss_sum.as<double>()[0];
-        for (std::size_t f = 0; f < nonfinite.size(); ++f)
-            nonfinite[f] |= s.acts.nonfinite.as<std::int32_t>()[f];
+        add(s.acts.loss_total, s.acts.loss_total, s.acts.loss_sum, exec);
         if (s.shard_micro_batch + 1 < s.dims.shard_micro_batches) continue;
         // dp: shard n of every rank, rank by rank, after all shards n - 1
         chain_sum(model.norm_sums, s.shard > 0, model.norm_grads, mesh.dp, exec.stream);
@@ -131,15 +148,18 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     await_grad_sums(model, mesh);
     all_reduce(model.head_sums, ReduceOp::sum, mesh.tp,
                exec.stream);  // tp: each rank has its heads
-    fold_head_grads(model);
-    loss_sum = all_reduce_scalar(loss_sum, ReduceOp::sum, mesh.dp);
-    const double norm = std::sqrt(grad_sum_of_squares(model, s.dims.chunks, mesh, exec)) / scale;
+    fold_head_grads(model, exec);
+    add_grad_squares(s.acts.grad_squares, model, s.dims.chunks, mesh, exec);
+    await_device(exec, {&mesh.tp, &mesh.dp, &mesh.tp_beside, &mesh.dp_beside});
+    const StepWords mine = read_step_words(s.acts, exec);  // the one wait for the device
+    const double loss_sum = all_reduce_scalar(mine.loss_sum, ReduceOp::sum, mesh.dp);
+    const double norm = std::sqrt(all_reduce(mine.grad_squares, mesh.world).value()) / scale;
     const bool finite = std::isfinite(norm) && std::isfinite(loss_sum);
     const Decisions all = agree_decisions({.skip = !finite,
                                            .stop = in.stop,
                                            .save_due = in.save_due,
                                            .saving = in.saving,
-                                           .nonfinite = nonfinite},
+                                           .nonfinite = mine.nonfinite},
                                           mesh.world, collective_fault(in.step, mesh.world.rank()));
     StepResult r{.loss = loss_sum * per_token,
                  .grad_norm = norm,

@@ -26,9 +26,9 @@ struct PlannedTensor {
 
 class Placer {
 public:
-    /// `base` null: list only. `capacity_bytes`: what `base` holds.
-    explicit Placer(std::byte* base = nullptr, std::int64_t capacity_bytes = 0)
-        : base_(base), capacity_bytes_(capacity_bytes) {}
+    /// `base` null: list only. `capacity_bytes`: what `base` holds, which is memory of `device`.
+    explicit Placer(std::byte* base = nullptr, std::int64_t capacity_bytes = 0, Device device = {})
+        : base_(base), capacity_bytes_(capacity_bytes), device_(device) {}
 
     /// The next tensor of the list, 64-byte aligned.     errors: MemoryError past the arena's end
     TensorView place(std::string name, Shape shape, DType dtype, Lifetime lifetime) {
@@ -38,8 +38,8 @@ public:
             throw MemoryError({.what = "arena overflow at tensor " + t.name,
                                .expected = std::to_string(capacity_bytes_) + " bytes",
                                .actual = std::to_string(bytes_)});
-        const TensorView view{
-            base_ == nullptr ? nullptr : base_ + t.offset_bytes, dtype, shape, {}};
+        const TensorView view{base_ == nullptr ? nullptr : base_ + t.offset_bytes, dtype, shape,
+                              device_};
         tensors_.push_back(std::move(t));
         return view;
     }
@@ -49,6 +49,7 @@ public:
 private:
     std::byte* base_;
     std::int64_t capacity_bytes_;
+    Device device_;
     std::int64_t bytes_ = 0;
     std::vector<PlannedTensor> tensors_;
 };

@@ -50,6 +50,7 @@ Buffer::Buffer(std::int64_t bytes) : bytes_(bytes) {
 }
 
 void FreeBuffer::operator()(std::byte* p) const {
+    if (release != nullptr) return release(p);
     held.fetch_sub(bytes);
     std::free(p);
 }

@@ -18,6 +18,7 @@ std::int64_t peak_allocated_bytes();
 
 struct FreeBuffer {
     std::int64_t bytes = 0;
+    void (*release)(std::byte*) noexcept = nullptr;  // null: host memory of its own
     void operator()(std::byte* p) const;
 };
 class Buffer {
@@ -25,6 +26,9 @@ public:
     Buffer() = default;
     /// errors: MemoryError when the machine does not have `bytes`.
     explicit Buffer(std::int64_t bytes);
+    /// Takes memory that somebody else has got (kernels/device_memory.h) and knows to give back.
+    Buffer(std::byte* data, std::int64_t bytes, void (*release)(std::byte*) noexcept)
+        : data_(data, FreeBuffer{bytes, release}), bytes_(bytes) {}
     std::byte* data() const { return data_.get(); }
     std::int64_t bytes() const { return bytes_; }
 

@@ -13,23 +13,42 @@ std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 std::vector<DeviceInfo> list_devices(std::string& reason) {
     int count = 0;
     if (const cudaError_t err = cudaGetDeviceCount(&count); err != cudaSuccess) {
-        reason = cudaGetErrorString(err);
+        int driver = 0, runtime = 0;
+        (void)cudaDriverGetVersion(&driver);
+        (void)cudaRuntimeGetVersion(&runtime);
+        const auto version = [](int v) {
+            return v == 0 ? std::string("none")
+                          : std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+        };
+        reason = std::string(cudaGetErrorString(err)) + " (the driver is for CUDA " +
+                 version(driver) + ", this program for " + version(runtime) + ")";
         return {};
     }
     std::vector<DeviceInfo> devices;
     for (int i = 0; i < count; ++i) {
         cudaDeviceProp prop{};
         if (cudaGetDeviceProperties(&prop, i) != cudaSuccess) continue;
+        char id[32] = {};
+        (void)cudaDeviceGetPCIBusId(id, sizeof id, i);
         devices.push_back({prop.name, 10 * prop.major + prop.minor,
-                           static_cast<std::int64_t>(prop.totalGlobalMem)});
+                           static_cast<std::int64_t>(prop.totalGlobalMem), id});
     }
     if (devices.empty()) reason = "the driver reports no GPU";
     return devices;
 }
 
+bool is_built() { return true; }
 bool runs_kernels() {
     int count = 0;
     return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+void use_device(int index) { check_cuda(cudaSetDevice(index), "choose the GPU"); }
+
+std::int64_t free_bytes() {
+    std::size_t left = 0, all = 0;
+    check_cuda(cudaMemGetInfo(&left, &all), "free memory");
+    return static_cast<std::int64_t>(left);
 }
 
 std::byte* allocate(std::int64_t bytes) {
@@ -49,6 +68,15 @@ void release_on(Stream stream, std::byte* data) noexcept {
     (void)cudaFreeAsync(data, handle(stream));
 }
 
+std::byte* allocate_pinned(std::int64_t bytes) {
+    void* data = nullptr;
+    check_cuda(cudaMallocHost(&data, size(bytes > 0 ? bytes : 1)), "cudaMallocHost");
+    return static_cast<std::byte*>(data);
+}
+void release_pinned(std::byte* data) noexcept {
+    if (data != nullptr) (void)cudaFreeHost(data);
+}
+
 void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
     check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyHostToDevice, handle(stream)),
                "copy to the device");
@@ -56,6 +84,10 @@ void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, St
 void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
     check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyDeviceToHost, handle(stream)),
                "copy from the device");
+}
+void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    check_cuda(cudaMemcpyAsync(to, from, size(bytes), cudaMemcpyDeviceToDevice, handle(stream)),
+               "copy on the device");
 }
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
     check_cuda(cudaMemsetAsync(to, value, size(bytes), handle(stream)), "fill");

@@ -13,13 +13,23 @@ struct DeviceInfo {
     std::string name;
     int capability = 0;  // 90 = sm_90
     std::int64_t memory_bytes = 0;
+    std::string id;  // the same from every process of the machine, whichever GPUs that may see
 };
 /// The GPUs this process can use; empty without a GPU or driver. `reason` says why it is empty.
 std::vector<DeviceInfo> list_devices(std::string& reason);
 
+/// Whether this program has the CUDA backend, with or without a GPU here.
+bool is_built();
+
 /// Whether the ops of kernels/cuda/ops.h can run here: on a GPU, or on the host in a build for
 /// tests.
 bool runs_kernels();
+
+/// The calling thread's GPU from here on.     errors: DeviceError
+void use_device(int index);
+
+/// Bytes that the current GPU has left, whoever holds the others.     errors: DeviceError
+std::int64_t free_bytes();
 
 /// Memory of the current GPU, not zeroed.     errors: MemoryError, DeviceError
 std::byte* allocate(std::int64_t bytes);
@@ -28,10 +38,15 @@ void release(std::byte* data) noexcept;
 std::byte* allocate_on(Stream stream, std::int64_t bytes);
 void release_on(Stream stream, std::byte* data) noexcept;
 
-/// In the order of the stream. Pageable host memory may be reused on return.     errors:
-/// DeviceError
+/// Host memory that the device copies from and to without a detour, page-aligned.
+std::byte* allocate_pinned(std::int64_t bytes);
+void release_pinned(std::byte* data) noexcept;
+
+/// In the order of the stream. Pageable host memory may be reused on return; pinned memory when the
+/// stream has come there.     errors: DeviceError
 void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream);
 void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream);
+void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream);
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream);
 /// Waits for all of the stream's work; its errors come here.     errors: DeviceError
 void synchronize(Stream stream);

@@ -29,6 +29,17 @@ STOA_KERNEL void cast_kernel(To* y, const From* x, std::int64_t n) {
     store_pack(y, at, n, out);
 }
 
+/// A thread a column, whose rows it adds in their order.
+template <class T>
+STOA_KERNEL void add_rows_kernel(T* sum, const T* x, std::int64_t rows, std::int64_t cols) {
+    const std::int64_t c = global_thread();
+    if (c >= cols) return;
+    T total = sum[c];
+    for (std::int64_t r = 0; r < rows; ++r)
+        total = narrow_to<T>(widen(total) + widen(x[r * cols + c]));
+    sum[c] = total;
+}
+
 // x - x is 0 for a number and NaN for Inf and NaN.
 template <class T>
 STOA_KERNEL void flag_nonfinite_kernel(std::int32_t* flag, const T* x, std::int64_t n) {
@@ -105,19 +116,34 @@ void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream) {
     });
 }
 
-void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream stream) {
-    constexpr std::int64_t kBytes = (ExactSum::kLimbs + 1) * 8, kMostBlocks = 1024;
+void add_rows(TensorView sum, ConstTensorView x, Stream stream) {
+    dispatch_dtype(sum.dtype, [&]<Element T>(T) {
+        launch({.name = "add_rows",
+                .blocks = blocks_for(x.cols(), kThreads),
+                .threads = kThreads,
+                .stream = stream},
+               add_rows_kernel<T>, sum.as<T>().data(), x.as<T>().data(), x.rows(), x.cols());
+    });
+}
+
+void add_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream stream) {
+    constexpr std::int64_t kMostBlocks = 1024;
     const std::int64_t pieces = x.numel() / piece;
-    const Scratch scratch(stream, kBytes);
-    fill_bytes(scratch.as<std::byte>(), 0, kBytes, stream);
     dispatch_dtype(x.dtype, [&]<Element T>(T) {
         launch({.name = "sum_of_squares",
                 .blocks = std::min(blocks_for(pieces * kLanes, kThreads), kMostBlocks),
                 .threads = kThreads,
                 .stream = stream},
-               sum_of_squares_kernel<T>, scratch.as<std::int64_t>(), x.as<T>().data(), piece,
-               pieces);
+               sum_of_squares_kernel<T>, reinterpret_cast<std::int64_t*>(out.data),
+               x.as<T>().data(), piece, pieces);
     });
+}
+
+void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream stream) {
+    constexpr std::int64_t kBytes = 4 * kExactSumWords;
+    const Scratch scratch(stream, kBytes);
+    fill_bytes(scratch.as<std::byte>(), 0, kBytes, stream);
+    add_squares({scratch.as<std::byte>(), DType::int32, {kExactSumWords}, {}}, x, piece, stream);
     std::int64_t limbs[ExactSum::kLimbs + 1];
     copy_from_device(reinterpret_cast<std::byte*>(limbs), scratch.as<std::byte>(), kBytes, stream);
     synchronize(stream);

@@ -17,14 +17,20 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     reason = kReason;
     return {};
 }
+bool is_built() { return false; }
 bool runs_kernels() { return false; }
 
+void use_device(int) { refuse(); }
+std::int64_t free_bytes() { refuse(); }
 std::byte* allocate(std::int64_t) { refuse(); }
 void release(std::byte*) noexcept {}
 std::byte* allocate_on(Stream, std::int64_t) { refuse(); }
 void release_on(Stream, std::byte*) noexcept {}
+std::byte* allocate_pinned(std::int64_t) { refuse(); }
+void release_pinned(std::byte*) noexcept {}
 void copy_to_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
 void copy_from_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
+void copy_on_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }
 void fill_bytes(std::byte*, int, std::int64_t, Stream) { refuse(); }
 void synchronize(Stream) { refuse(); }
 Stopwatch::Stopwatch(Stream) { refuse(); }
@@ -49,11 +55,16 @@ void cross_entropy_finish(const CrossEntropyArgs&, Stream) { refuse(); }
 void zero(TensorView, Stream) { refuse(); }
 void add(TensorView, ConstTensorView, ConstTensorView, Stream) { refuse(); }
 void cast(TensorView, ConstTensorView, Stream) { refuse(); }
+void add_rows(TensorView, ConstTensorView, Stream) { refuse(); }
+void add_squares(TensorView, ConstTensorView, std::int64_t, Stream) { refuse(); }
 void sum_of_squares(ExactSum&, ConstTensorView, std::int64_t, Stream) { refuse(); }
 void flag_nonfinite(TensorView, ConstTensorView, Stream) { refuse(); }
 void adamw(const AdamwArgs&, Stream) { refuse(); }
 void quantize(const QuantizeArgs&, Stream) { refuse(); }
 void dequantize(const DequantizeArgs&, Stream) { refuse(); }
+void quantization_loss(const QuantizationLossArgs&, Stream) { refuse(); }
+void attention_forward(const AttentionArgs&, Stream) { refuse(); }
+void attention_backward(const AttentionBackwardArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

@@ -4,6 +4,7 @@
 //   Bits: as the CPU op, but for NaN payloads, all of fp64 that takes exp or a sum over rows in
 //   parallel, and matmul, whose sums have cuBLASLt's order (the same in every run of a shape).
 #include "kernels/adamw.h"
+#include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -32,12 +33,18 @@ void cross_entropy_finish(const CrossEntropyArgs& args, Stream stream);
 void zero(TensorView x, Stream stream);
 void add(TensorView y, ConstTensorView a, ConstTensorView b, Stream stream);
 void cast(TensorView y, ConstTensorView x, Stream stream);
+void add_rows(TensorView sum, ConstTensorView x, Stream stream);
+/// out (kExactSumWords) int32: the words of an ExactSum.
+void add_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream stream);
 /// Waits for the stream: `out` is host memory.
 void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream stream);
 void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream);
 void adamw(const AdamwArgs& args, Stream stream);
 void quantize(const QuantizeArgs& args, Stream stream);
 void dequantize(const DequantizeArgs& args, Stream stream);
+void quantization_loss(const QuantizationLossArgs& args, Stream stream);
+void attention_forward(const AttentionArgs& args, Stream stream);
+void attention_backward(const AttentionBackwardArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

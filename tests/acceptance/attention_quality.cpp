@@ -164,7 +164,7 @@ double accuracy(TrainState& s, const Run& run, std::int64_t times, std::int64_t 
                         row_draws(run, kHeldOut + static_cast<std::uint64_t>(times), b));
             append_row(mb, row.tokens, row.targets);
         }
-        load_micro_batch(s, mb);
+        load_micro_batch(s, mb, Exec{});
         model_forward(s, Mesh{}, Exec{});
         right += count_right(s, mb);
         answers += mb.valid_tokens();
@@ -210,7 +210,7 @@ double bits_per_byte(TrainState& s, const Run& run, const CodeText& text, std::i
             append_bytes(mb, text.held_out, static_cast<std::size_t>(b % rows) * stride);
         for (std::size_t r = 0; last && r < mb.targets.size(); ++r)
             if (static_cast<std::int64_t>(r) % n < 3 * n / 4) mb.targets[r] = -1;
-        load_micro_batch(s, mb);
+        load_micro_batch(s, mb, Exec{});
         zero(s.acts.loss_sum, Exec{});
         model_forward(s, Mesh{}, Exec{});
         loss_forward_backward(s, /*d_loss=*/0.0, Communicator{}, Exec{});
@@ -231,7 +231,7 @@ json grammar_selected(TrainState& s, const Run& run, const CodeText& text) {
          at += static_cast<std::size_t>(n)) {
         MicroBatch mb{.seq_len = n};
         append_bytes(mb, text.held_out, at);
-        load_micro_batch(s, mb);
+        load_micro_batch(s, mb, Exec{});
         model_forward(s, Mesh{}, Exec{});
         const auto selection = s.acts.saved.back().selection.as<std::int32_t>();
         const auto grammar =

@@ -102,7 +102,7 @@ double held_out_loss(TrainState& s, const Text& text) {
         std::vector<std::int64_t> begins;
         for (std::int64_t row = first; row < first + kBatch; ++row)
             begins.push_back(row * stride);
-        load_micro_batch(s, rows_of_text(text.held_out, begins));
+        load_micro_batch(s, rows_of_text(text.held_out, begins), Exec{});
         zero(s.acts.loss_sum, Exec{});
         model_forward(s, Mesh{}, Exec{});
         loss_forward_backward(s, /*d_loss=*/0.0, Communicator{}, Exec{});

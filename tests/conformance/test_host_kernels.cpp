@@ -3,6 +3,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/fibers.h"
 #include "kernels/cuda/lane_groups.h"
 #include "tests/conformance/conformance.h"
@@ -225,4 +227,46 @@ TEST_CASE("an index into a tensor that is off by one is found") {
     swiglu_forward({.y = x, .gate = x, .up = x}, exec);
     CHECK(all.as<float>()[kValues] != 3.0f);  // a guard behind the tensor would be damaged
 #endif
+}
+
+TEST_CASE("the host cannot touch device memory but through copies") {
+    const Exec exec = available_execs().back();
+    const DeviceBuffer buffer(4096), other(64);
+    fill_bytes(buffer.data(), 7, 4096, exec.stream);
+    const auto ends_by = [&](const std::function<void()>& touch) {
+        const pid_t child = fork();
+        if (child == 0) {
+            (void)!freopen("/dev/null", "w", stderr);
+            touch();
+            _exit(0);
+        }
+        int status = 0;
+        REQUIRE(waitpid(child, &status, 0) == child);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+    };
+    CHECK(ends_by([&] { *static_cast<volatile std::byte*>(buffer.data() + 9) = std::byte{1}; }) !=
+          0);
+    CHECK(ends_by([&] { (void)*static_cast<volatile std::byte*>(buffer.data() + 9); }) != 0);
+    {
+        const host::DeviceMemoryOpen outer;
+        { const host::DeviceMemoryOpen inner; }
+        CHECK(ends_by([&] { *static_cast<volatile std::byte*>(buffer.data()) = std::byte{1}; }) ==
+              0);
+    }
+    std::byte got[2]{};
+    copy_on_device(other.data(), buffer.data() + 4094, 2, exec.stream);
+    copy_from_device(got, other.data(), 2, exec.stream);
+    CHECK(got[1] == std::byte{7});
+}
+
+TEST_CASE("device memory that is given back is used again") {
+    const std::int64_t before = host::device_bytes();
+    const std::byte* first = nullptr;
+    for (int i = 0; i < 3; ++i) {
+        const DeviceBuffer a(1000), b(5000), c(1);
+        CHECK(reinterpret_cast<std::uintptr_t>(b.data()) % 256 == 0);
+        if (first == nullptr) first = a.data();
+        CHECK(a.data() == first);
+    }
+    CHECK(host::device_bytes() == before);
 }

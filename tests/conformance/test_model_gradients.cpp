@@ -14,7 +14,7 @@ namespace {
 
 double loss_of(TrainState& s, const MicroBatch& mb) {
     const Communicator self;
-    load_micro_batch(s, mb);
+    load_micro_batch(s, mb, Exec{});
     zero(s.acts.loss_sum, Exec{});
     model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, 0.0, self, Exec{});
@@ -30,12 +30,12 @@ TrainState with_gradients(const RunConfig& config, const MicroBatch& mb) {
             for (std::size_t i = 0; i < p.master.as<double>().size(); ++i)
                 p.master.as<double>()[i] = p.fill + 0.1 * std::sin(double(i));
     zero_grads(s.model, Exec{});
-    load_micro_batch(s, mb);
+    load_micro_batch(s, mb, Exec{});
     zero(s.acts.loss_sum, Exec{});
     model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, 1.0, Communicator{}, Exec{});
     model_backward(s, Mesh{}, Exec{});
-    fold_head_grads(s.model);
+    fold_head_grads(s.model, Exec{});
     return s;
 }
 
@@ -112,12 +112,12 @@ TEST_CASE("a stage that is dense leaves the importance of later stages alone", "
     const auto gradient = [&](const StageConfig& stage) {
         enter_stage(s, stage, Exec{});
         zero_grads(s.model, Exec{});
-        load_micro_batch(s, mb);
+        load_micro_batch(s, mb, Exec{});
         zero(s.acts.loss_sum, Exec{});
         model_forward(s, Mesh{}, Exec{});
         loss_forward_backward(s, 1.0, Communicator{}, Exec{});
         model_backward(s, Mesh{}, Exec{});
-        fold_head_grads(s.model);
+        fold_head_grads(s.model, Exec{});
         double importance = 0.0, others = 0.0;
         for (const Param& p : s.model.params)
             for (const double g : p.grad.as<double>())
@@ -144,7 +144,7 @@ std::vector<double> gradients(const TinyOptions& options, bool in_training = tru
     const Communicator self;
     if (in_training) s.training_rows = TrainingRows{.seed = 3, .step = 5, .first_slot = 8};
     zero_grads(s.model, Exec{});
-    load_micro_batch(s, tiny_batch(config, 0, 0));
+    load_micro_batch(s, tiny_batch(config, 0, 0), Exec{});
     zero(s.acts.loss_sum, Exec{});
     model_forward(s, Mesh{}, Exec{});
     loss_forward_backward(s, 1.0, self, Exec{});

@@ -140,6 +140,40 @@ std::vector<Shape> row_shapes(const Checker& c) {
     return {{1, 1}, {3, 127}, {17, 16}, {2, 3, 96}, {33, 1040}};
 }
 
+struct AddRowsArgs {
+    TensorView sum;
+    ConstTensorView x;
+};
+struct AddSquaresArgs {
+    TensorView sum;
+    ConstTensorView x;
+    std::int64_t piece;
+};
+auto tensors(AddRowsArgs& a) { return std::tie(a.sum, a.x); }
+auto tensors(AddSquaresArgs& a) { return std::tie(a.sum, a.x); }
+void add_rows_op(const AddRowsArgs& a, const Exec& exec) { add_rows(a.sum, a.x, exec); }
+void add_squares_op(const AddSquaresArgs& a, const Exec& exec) {
+    sum_of_squares(a.sum, a.x, a.piece, exec);
+}
+
+// What a step adds up on the device instead of on the host.
+void check_sums(Checker& c) {
+    c.begin("add_rows");
+    for (const Shape& s : row_shapes(c))
+        for (const DType t : {DType::fp32, DType::fp64}) {
+            const Tensor x = random_tensor(s, t, 3);
+            both(c, add_rows_op, {.sum = random_tensor({x.view.cols()}, t, 4), .x = x},
+                 named(t, s));
+        }
+    c.begin("sum_of_squares, added up");
+    for (const Shape& s : row_shapes(c))
+        for (const DType t : kTypes) {
+            const Tensor x = random_tensor(s, t, 5, 1e-3), sum({kExactSumWords}, DType::int32);
+            sum_of_squares(sum, random_tensor({64}, t, 6), 0, {});
+            both(c, add_squares_op, {.sum = sum, .x = x, .piece = x.view.cols()}, named(t, s));
+        }
+}
+
 void check_elementwise(Checker& c) {
     c.begin("zero");
     for (const std::int64_t n : lengths(c))
@@ -552,6 +586,7 @@ void check_matmul(Checker& c) {
 std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool library) {
     Checker c{exec, large, {}};
     check_elementwise(c);
+    check_sums(c);
     check_rms_norm(c);
     check_rope_and_swiglu(c);
     check_quantize(c);

@@ -27,7 +27,7 @@ inline ScaledPass backward_pass(const RunConfig& config, const MicroBatch& mb, i
     RunConfig one = config;
     one.batch.global_batch = one.batch.micro_batch;  // whose gradients are whole after it
     TrainState s = make_train_state(one, 0, 1, Exec{});
-    load_micro_batch(s, mb);
+    load_micro_batch(s, mb, Exec{});
     zero_grads(s.model, Exec{});
     zero(s.acts.loss_sum, Exec{});
     const double scale = std::ldexp(1.0, log2_scale);

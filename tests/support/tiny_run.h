@@ -121,18 +121,17 @@ struct Trace {
     std::vector<double> loss, grad_norm;
 };
 
-/// `steps` steps on `mesh`; every rank returns the same trace. `state`, if given, receives the end
-/// state.
-inline Trace tiny_run(const TinyOptions& options, const Mesh& mesh, std::int64_t steps,
-                      TrainState* state = nullptr) {
-    const RunConfig config = tiny_config(options, mesh.dp_size(), mesh.tp_size());
-    const Exec exec{};
-    TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
+/// Steps [begin, end) of a run whose state is `s`.
+inline Trace tiny_steps(TrainState& s, const Mesh& mesh, std::int64_t begin, std::int64_t end,
+                        const Exec& exec) {
+    const RunConfig& config = s.config;
     CurriculumState curriculum = initial_curriculum(config);
+    for (std::int64_t step = 0; step < begin; ++step)
+        curriculum = advance(curriculum, config);
     Trace trace;
     const std::int64_t shards = virtual_mesh(config, mesh.dp_size(), mesh.tp_size()).dp_shards;
     const std::int64_t shard_rows = config.batch.global_batch / shards;
-    for (std::int64_t step = 0; step < steps; ++step) {
+    for (std::int64_t step = begin; step < end; ++step) {
         StepInputs in{.lr = learning_rate(config, curriculum), .step = step};
         for (std::int64_t shard = mesh.dp_rank(); shard < shards; shard += mesh.dp_size())
             for (std::int64_t row = 0; row < shard_rows; row += config.batch.micro_batch)
@@ -142,6 +141,16 @@ inline Trace tiny_run(const TinyOptions& options, const Mesh& mesh, std::int64_t
         trace.grad_norm.push_back(r.grad_norm);
         curriculum = advance(curriculum, config);
     }
+    return trace;
+}
+
+/// `steps` steps on `mesh`; every rank returns the same trace. `state`, if given, receives the end
+/// state.
+inline Trace tiny_run(const TinyOptions& options, const Mesh& mesh, std::int64_t steps,
+                      TrainState* state = nullptr, const Exec& exec = {}) {
+    const RunConfig config = tiny_config(options, mesh.dp_size(), mesh.tp_size());
+    TrainState s = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
+    Trace trace = tiny_steps(s, mesh, 0, steps, exec);
     if (state != nullptr) *state = std::move(s);
     return trace;
 }

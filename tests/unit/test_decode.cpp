@@ -34,7 +34,7 @@ TokenId next_by_training_forward(TrainState& s, const std::vector<TokenId>& text
     mb.tokens.resize(n, 0);
     mb.targets.assign(n, -1);
     mb.key_begin.assign(n, 0);
-    load_micro_batch(s, mb);
+    load_micro_batch(s, mb, Exec{});
     model_forward(s, Mesh{}, Exec{});
     const std::int64_t last = std::ssize(text) - 1;
     const Tensor logits({1, s.dims.vocab.local}, s.dims.formats.wide);

@@ -75,7 +75,7 @@ TEST_CASE("the plan holds the stage that needs most, whichever it is", "[unit]")
     TrainState s = make_train_state(config, 0, 1, Exec{});
     for (const StageConfig& stage : config.stages) {
         enter_stage(s, stage, Exec{});
-        CHECK_NOTHROW(load_micro_batch(s, tiny_batch(config, 0, 0)));
+        CHECK_NOTHROW(load_micro_batch(s, tiny_batch(config, 0, 0), Exec{}));
     }
     config.stages.erase(config.stages.begin());
     config.stages[0].attention.reset();

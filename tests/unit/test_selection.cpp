@@ -48,7 +48,7 @@ TEST_CASE("each layer that selects says what it selected", "[selection]") {
     StepInputs in{.lr = 1e-3};
     in.micro_batches.push_back(tiny_batch(c, 0, 0));
     train_step(s, in, Mesh{}, Exec{});
-    const auto all = layer_selections(s);
+    const auto all = layer_selections(s, Exec{});
     REQUIRE(all.size() == 2);
     CHECK(all[0].layer == 0);
     CHECK(all[1].layer == 1);
@@ -58,5 +58,5 @@ TEST_CASE("each layer that selects says what it selected", "[selection]") {
         CHECK(l.statistics.entropy > 0.0);
     }
     set_attention(s.dims, AttentionConfig{});
-    CHECK(layer_selections(s).empty());
+    CHECK(layer_selections(s, Exec{}).empty());
 }

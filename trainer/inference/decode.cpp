@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "parallel/collectives.h"
 #include "trainer/model/block.h"
@@ -26,7 +27,7 @@ void trunk_forward(TrainState& s, const Workspace& space, KvCache& cache, const 
         if (cache.holds(context.layer))
             cache_attend(cache.layers[l], context, w.blocks[l], a.saved[l], part.rows);
         if (cache.ranks > 1)  // dp: what its one holder reads from the cache
-            broadcast(a.saved[l].attn, cache.owner(context.layer), mesh.dp);
+            broadcast(a.saved[l].attn, cache.owner(context.layer), mesh.dp, exec.stream);
         block_finish(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
         board_pulse();
     }
@@ -73,7 +74,7 @@ Decoder decoder_of(const TrainState& s, KvCache cache) {
     return {.cache = std::move(cache),
             .length = std::vector<std::int64_t>(static_cast<std::size_t>(batch)),
             .one_token = make_workspace(s, batch, 1),
-            .hidden = Tensor({batch, s.dims.d_model}, s.dims.formats.residual)};
+            .hidden = make_tensor({batch, s.dims.d_model}, s.dims.formats.residual, s.device)};
 }
 
 // With a shared cache only its holder would notice, while the others wait for it.
@@ -115,10 +116,10 @@ std::vector<TokenId> feed(TrainState& s, Decoder& d, const std::vector<std::vect
         Part part{.texts = texts, .begin = begin, .rows = {}, .length = d.length};
         for (const auto& t : texts)
             part.rows.push_back(std::clamp<std::int64_t>(std::ssize(t) - begin, 0, q_len));
-        load_part(w, part);
+        load_part(w, part, exec);
         if (begin > 0) another_pass(s, true, mesh);
         trunk_forward(s, w, d.cache, part, mesh, exec);
-        keep_last(d.hidden, w.acts.x.back(), part);
+        keep_last(d.hidden, w.acts.x.back(), part, exec);
         for (std::size_t b = 0; b < texts.size(); ++b)
             d.length[b] += part.rows[b];
     }

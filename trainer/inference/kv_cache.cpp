@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 
 namespace stoa {
@@ -10,13 +11,12 @@ namespace {
 
 // Rows [begin, begin + count) become the next tokens of batch entry b.
 void store(const Tensor& cache, ConstTensorView rows, std::int64_t b, std::int64_t length,
-           std::int64_t begin, std::int64_t count) {
+           std::int64_t begin, std::int64_t count, const Exec& exec) {
     const std::int64_t capacity = cache.view.shape[1];
-    const std::int64_t row_bytes = rows.cols() * size_of(rows.dtype);
+    const TensorView all = cache.view.reshaped({cache.view.shape[0] * capacity, rows.cols()});
     require(length + count <= capacity, "kv_cache: position", "below the capacity",
             std::to_string(length + count - 1));
-    std::copy_n(rows.data + begin * row_bytes, count * row_bytes,
-                cache.view.data + (b * capacity + length) * row_bytes);
+    copy(all.slice_rows(b * capacity + length, count), rows.slice_rows(begin, count), exec);
 }
 
 // `count` rows of one batch entry, (count, heads * width) as (count, heads, width).
@@ -72,8 +72,8 @@ LayerCache make_layer_cache(const TrainState& s, std::size_t layer, std::int64_t
     LayerCache cache;
     if (kind == LayerAttention::dense) {
         const Shape shape{batch, capacity, d.n_kv_heads, d.head_dim};
-        cache.k = Tensor(shape, d.formats.attention);
-        cache.v = Tensor(shape, d.formats.attention);
+        cache.k = make_tensor(shape, d.formats.attention, s.device);
+        cache.v = make_tensor(shape, d.formats.attention, s.device);
         cache.length.resize(static_cast<std::size_t>(batch));
     }
     for (std::int64_t b = 0; b < batch && kind == LayerAttention::tree; ++b)
@@ -133,8 +133,8 @@ void cache_append(LayerCache& cache, const KeyRows& keys, const std::vector<std:
         if (count == 0) continue;
         if (!cache.k.view.empty()) {
             const auto entry = static_cast<std::int64_t>(b);
-            store(cache.k, keys.k, entry, cache.length[b], begin, count);
-            store(cache.v, keys.v, entry, cache.length[b], begin, count);
+            store(cache.k, keys.k, entry, cache.length[b], begin, count, exec);
+            store(cache.v, keys.v, entry, cache.length[b], begin, count, exec);
             cache.length[b] += count;
             continue;
         }
@@ -155,6 +155,7 @@ void cache_query(const LayerCache& cache, const BlockContext& c, const BlockWeig
                  const BlockSaved& s, const std::vector<std::int64_t>& rows) {
     if (!cache.k.view.empty()) return attend_forward(c, w, s, cache.k, cache.v);
     require(!cache.trees.empty(), "cache_query: layer", "dense or tree", "a window");
+    require_cpu(c.exec, "decoding with a tree of keys");
     const std::int64_t hd = c.dims.head_dim;
     const auto positions = c.acts.positions.as<std::int32_t>();
     for_entries(c, s, rows, [&](std::size_t b, std::int64_t begin, std::int64_t count) {

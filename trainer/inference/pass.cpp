@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/core/arena.h"
+#include "kernels/device_memory.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
 #include "kernels/rms_norm.h"
@@ -25,8 +26,9 @@ LocalDims pass_dims(const TrainState& s) {
 }  // namespace
 
 Workspace make_workspace(const TrainState& s, std::int64_t batch, std::int64_t q_len) {
-    Workspace w{.dims = pass_dims(s), .memory = Buffer(workspace_bytes(s, batch, q_len))};
-    Placer placer(w.memory.data(), w.memory.bytes());
+    Workspace w{.dims = pass_dims(s),
+                .memory = make_buffer(workspace_bytes(s, batch, q_len), s.device)};
+    Placer placer(w.memory.data(), w.memory.bytes(), s.device);
     w.acts = layout_activations(placer, s.config, w.dims, batch, q_len);
     return w;
 }
@@ -37,12 +39,10 @@ std::int64_t workspace_bytes(const TrainState& s, std::int64_t batch, std::int64
     return list.bytes();
 }
 
-void load_part(const Workspace& w, const Part& part) {
+void load_part(const Workspace& w, const Part& part, const Exec& exec) {
     const std::int64_t q_len = w.acts.seq_len;
-    const auto tokens = w.acts.tokens.as<std::int32_t>(),
-               positions = w.acts.positions.as<std::int32_t>(),
-               key_begin = w.acts.key_begin.as<std::int32_t>(),
-               key_end = w.acts.key_end.as<std::int32_t>();
+    const auto rows = static_cast<std::size_t>(w.acts.tokens.numel());
+    std::vector<std::int32_t> tokens(rows), positions(rows), key_begin(rows), key_end(rows);
     for (std::size_t b = 0; b < part.texts.size(); ++b)
         for (std::int64_t t = 0; t < q_len; ++t) {
             const std::size_t at =
@@ -54,6 +54,10 @@ void load_part(const Workspace& w, const Part& part) {
             key_begin[at] = 0;
             key_end[at] = positions[at] + 1;
         }
+    upload<std::int32_t>(w.acts.tokens, tokens, exec);
+    upload<std::int32_t>(w.acts.positions, positions, exec);
+    upload<std::int32_t>(w.acts.key_begin, key_begin, exec);
+    upload<std::int32_t>(w.acts.key_end, key_end, exec);
 }
 
 BlockContext pass_context(const TrainState& s, const Workspace& w, const Mesh& mesh,
@@ -76,14 +80,12 @@ void embed_part(const TrainState& s, const Workspace& w, TensorView x, const Mes
     all_reduce(x, ReduceOp::sum, mesh.tp, exec.stream);  // tp: each token's row lives on one rank
 }
 
-void keep_last(TensorView hidden, ConstTensorView x, const Part& part) {
-    const std::int64_t row_bytes = hidden.cols() * size_of(hidden.dtype),
-                       q_len = x.rows() / std::ssize(part.texts);
+void keep_last(TensorView hidden, ConstTensorView x, const Part& part, const Exec& exec) {
+    const std::int64_t q_len = x.rows() / std::ssize(part.texts);
     for (std::size_t b = 0; b < part.texts.size(); ++b) {
         if (part.rows[b] == 0 || part.begin + part.rows[b] != std::ssize(part.texts[b])) continue;
         const auto entry = static_cast<std::int64_t>(b);
-        std::copy_n(x.data + (entry * q_len + part.rows[b] - 1) * row_bytes, row_bytes,
-                    hidden.data + entry * row_bytes);
+        copy(hidden.slice_rows(entry, 1), x.slice_rows(entry * q_len + part.rows[b] - 1, 1), exec);
     }
 }
 
@@ -91,16 +93,19 @@ std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, cons
                                  const Exec& exec) {
     const std::int64_t batch = hidden.view.rows();
     const auto& [residual, wide] = std::tie(s.dims.formats.residual, s.dims.formats.wide);
-    Tensor normed({batch, s.dims.d_model}, residual);
-    Tensor rstd({batch}, wide), logits({batch, s.dims.vocab.local}, wide);
+    const Tensor normed = make_tensor({batch, s.dims.d_model}, residual, s.device),
+                 rstd = make_tensor({batch}, wide, s.device),
+                 on_device = make_tensor({batch, s.dims.vocab.local}, wide, s.device);
     rms_norm_forward({.y = normed,
                       .rstd = rstd,
                       .x = hidden,
                       .weight = s.model.work.final_norm,
                       .eps = s.config.model.norm_eps},
                      exec);
-    matmul({.c = logits, .a = normed, .b = s.model.work.lm_head, .transpose_b = true}, exec);
+    matmul({.c = on_device, .a = normed, .b = s.model.work.lm_head, .transpose_b = true}, exec);
 
+    const Tensor logits(on_device.view.shape, wide);
+    copy(logits, on_device, exec);
     Tensor best({batch}, DType::fp64), winner({batch}, DType::int32);
     std::vector<double> local_best(static_cast<std::size_t>(batch));
     std::vector<std::int32_t> local_id(static_cast<std::size_t>(batch));

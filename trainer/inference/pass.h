@@ -31,7 +31,7 @@ struct Part {
     std::vector<std::int64_t> rows, length;
 };
 /// Tokens, positions and key ranges of the part; the rows behind rows[b] repeat the last position.
-void load_part(const Workspace& w, const Part& part);
+void load_part(const Workspace& w, const Part& part, const Exec& exec);
 
 /// `layer` is the caller's. References `s`, `w`, `mesh` and `exec`.
 BlockContext pass_context(const TrainState& s, const Workspace& w, const Mesh& mesh,
@@ -44,7 +44,7 @@ void embed_part(const TrainState& s, const Workspace& w, TensorView x, const Mes
 
 /// Row b of `hidden` (batch, d_model) becomes the row of x (batch * q_len, d_model) of text b's
 /// last token, where that is in this part.
-void keep_last(TensorView hidden, ConstTensorView x, const Part& part);
+void keep_last(TensorView hidden, ConstTensorView x, const Part& part, const Exec& exec);
 
 /// The best next token of each text from the hidden row of its last; ties go to the smaller id.
 /// comm: all_reduce(tp, max) and all_reduce(tp, min) over (batch)

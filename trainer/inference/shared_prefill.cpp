@@ -4,6 +4,7 @@
 
 #include "kernels/core/arena.h"
 #include "kernels/core/philox.h"
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "parallel/collectives.h"
 #include "trainer/model/dp_traffic.h"
@@ -149,7 +150,7 @@ void prefill_layer(Prefill& p, std::int64_t layer) {
     await_block(p.s.model, layer, layer + 1, p.mesh, p.exec);  // dp, zero: 3
     const BlockWeights& w = p.s.model.work.blocks[l];
     for (std::int64_t g = p.first; g < p.end; ++g) {
-        load_part(p.space, part_of(p, g));
+        load_part(p.space, part_of(p, g), p.exec);
         block_qkv(context, w, saved_of(p, l, g), of_chunk(p, p.rows.x, g));
         board_pulse();
     }
@@ -165,7 +166,7 @@ void prefill_layer(Prefill& p, std::int64_t layer) {
         const Part part = part_of(p, g);
         const BlockSaved saved = saved_of(p, l, g);
         const TensorView x = of_chunk(p, p.rows.x, g);
-        load_part(p.space, part);
+        load_part(p.space, part, p.exec);
         if (has_state(kind))
             cache_attend(passing, context, w, saved, part.rows);
         else
@@ -179,7 +180,7 @@ void prefill_layer(Prefill& p, std::int64_t layer) {
 void share_last(const Prefill& p) {
     zero(p.d.hidden, p.exec);
     for (std::int64_t g = p.first; g < p.end; ++g)
-        keep_last(p.d.hidden, of_chunk(p, p.rows.x, g), part_of(p, g));
+        keep_last(p.d.hidden, of_chunk(p, p.rows.x, g), part_of(p, g), p.exec);
     std::vector<PartCopy> rows;
     for (std::size_t b = 0; b < p.texts.size(); ++b)
         if (!p.texts[b].empty())
@@ -236,13 +237,13 @@ std::vector<TokenId> prefill_shared(TrainState& s, Decoder& d,
               .first = division.first(mesh.dp_rank()),
               .end = division.first(mesh.dp_rank() + 1),
               .space = make_workspace(s, batch, division.chunk),
-              .memory = Buffer(list.bytes()),
+              .memory = make_buffer(list.bytes(), s.device),
               .rows = {}};
-    Placer placer(p.memory.data(), p.memory.bytes());
+    Placer placer(p.memory.data(), p.memory.bytes(), s.device);
     p.rows = layout_rows(placer, s.dims, batch, division);
 
     for (std::int64_t g = p.first; g < p.end; ++g) {
-        load_part(p.space, part_of(p, g));
+        load_part(p.space, part_of(p, g), p.exec);
         embed_part(s, p.space, of_chunk(p, p.rows.x, g), mesh, exec);  // tp
     }
     for (std::int64_t l = 0; l < std::ssize(s.model.work.blocks); ++l)

@@ -11,6 +11,7 @@
 #include "checkpoints/rank_file.h"
 #include "configs/attention_config.h"
 #include "kernels/core/tree.h"
+#include "kernels/elementwise.h"
 #include "kernels/quantize.h"
 #include "kernels/working_memory.h"
 #include "trainer/model/attend.h"
@@ -199,6 +200,23 @@ std::vector<BlockSaved> layout_blocks(Placer& p, const LocalDims& d, std::int64_
 
 }  // namespace
 
+namespace {
+
+void place_step_words(Placer& p, Activations& a, std::int64_t n_layers) {
+    const std::int64_t squares = 4, flags = squares + kExactSumWords;
+    a.step_words = p.place("step_words", {flags + 2 * n_layers}, DType::int32, Lifetime::run);
+    const auto part = [&](std::int64_t begin, std::int64_t words, DType dtype, const Shape& shape) {
+        const TensorView t = a.step_words.slice_rows(begin, words);
+        return TensorView{t.data, dtype, shape, t.device};
+    };
+    a.loss_sum = part(0, 2, DType::fp64, {1});
+    a.loss_total = part(2, 2, DType::fp64, {1});
+    a.grad_squares = part(squares, kExactSumWords, DType::int32, {kExactSumWords});
+    a.nonfinite = part(flags, 2 * n_layers, DType::int32, {2, n_layers});
+}
+
+}  // namespace
+
 Activations layout_activations(Placer& p, const RunConfig& config, const LocalDims& d,
                                std::int64_t micro_batch, std::int64_t seq_len) {
     const std::int64_t rows = micro_batch * seq_len, chunk = std::min(rows, kLossChunk);
@@ -230,9 +248,7 @@ Activations layout_activations(Placer& p, const RunConfig& config, const LocalDi
         a.shard_d_x = p.place("shard.d_x", {shard_rows, d.d_model}, residual, Lifetime::run);
         a.shard_tokens = p.place("shard.tokens", {shard_rows}, DType::int32, Lifetime::run);
     }
-    a.loss_sum =
-        p.place("loss_sum", {1}, DType::fp64, Lifetime::run);  // over a step's micro-batches
-    a.nonfinite = p.place("nonfinite", {2, n_layers}, DType::int32, Lifetime::run);
+    place_step_words(p, a, n_layers);
     a.quantization_loss =
         p.place("quantization_loss", {2, n_layers, 4}, DType::fp64, Lifetime::run);
     for (TensorView* t : {&a.tokens, &a.targets, &a.positions, &a.key_begin, &a.key_end})
@@ -248,8 +264,8 @@ std::int64_t longest_sequence(const RunConfig& config) {
 }
 
 TensorView layout_snapshot(Placer& p, const RunConfig& config, const ModelState& state, int tp_rank,
-                           int dp_rank) {
-    if (config.checkpoint.blocking) return {};
+                           int dp_rank, Device device) {
+    if (config.checkpoint.blocking && !device.is_cuda()) return {};
     const std::int64_t bytes = snapshot_bytes(checkpoint_shards(state), tp_rank, dp_rank);
     if (bytes == 0) return {};  // another rank writes it all
     return p.place("checkpoint.snapshot", {bytes / size_of(DType::int32)}, DType::int32,
@@ -289,12 +305,14 @@ std::map<LayerAttention, std::int64_t> kernel_bytes(const RunConfig& config, con
 
 }  // namespace
 
-MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank) {
+MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank,
+                       Device device) {
     LocalDims dims = local_dims(config, tp_rank, tp_size);
     Placer state;
     const ModelState model = layout_model_state(state, config, dims, longest_sequence(config),
                                                 tp_rank, tp_size, dp_rank);
-    layout_snapshot(state, config, model, tp_rank, dp_rank);
+    Placer host;
+    layout_snapshot(device.is_cuda() ? host : state, config, model, tp_rank, dp_rank, device);
     Placer activations;  // of the stage that needs most
     std::map<LayerAttention, std::int64_t> kernels;
     for (const StageConfig& stage : config.stages) {
@@ -302,12 +320,14 @@ MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp
         Placer here;
         layout_activations(here, config, dims, config.batch.micro_batch, stage.seq_len);
         if (here.bytes() > activations.bytes()) activations = here;
+        if (device.is_cuda()) continue;  // its kernels keep nothing of their own
         for (const auto& [kind, bytes] : kernel_bytes(config, dims, stage.seq_len))
             kernels[kind] = std::max(kernels[kind], bytes);
     }
     MemoryPlan plan{.tensors = state.tensors(),
                     .state_bytes = state.bytes(),
-                    .activation_bytes = activations.bytes()};
+                    .activation_bytes = activations.bytes(),
+                    .host_bytes = host.bytes()};
     for (const auto& [kind, bytes] : kernels)
         plan.kernel_bytes += bytes;
     for (PlannedTensor t : activations.tensors()) {
@@ -332,6 +352,9 @@ std::string describe_plan(const MemoryPlan& plan) {
                             lifetime_name(t.lifetime), dtype_name(t.dtype), t.shape.str(), t.name);
     text += fmt::format("  {:>12} B  beside the plan: working memory of the attention kernels\n",
                         plan.kernel_bytes);
+    if (plan.host_bytes > 0)
+        text += fmt::format("  {:>12} B  in host memory: the snapshot of a checkpoint\n",
+                            plan.host_bytes);
     return text;
 }
 

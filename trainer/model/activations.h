@@ -76,7 +76,10 @@ struct Activations {
     TensorView logits;                          // (min(rows, kLossChunk), vocab_local) wide
     TensorView row_max, exp_sum, target_logit;  // (rows of a chunk)
     TensorView d_x;                             // (own, d_model) res: gradient of the stream
-    TensorView loss_sum;                        // (1) fp64
+    // What the host reads of a step, side by side so that it is one copy: (n) int32.
+    TensorView step_words;
+    TensorView loss_sum, loss_total;  // (1) fp64 each: of a micro-batch, of the step's so far
+    TensorView grad_squares;          // (kExactSumWords) int32
     // Gradients of the norm gains (input, post, input, ... final) by segment of tokens.
     TensorView norm_segments;  // (row_ranks, 2 n_layers + 1, segments of a rank, d_model) wide
     // Of all micro-batches of a dp shard, kept for its end where the embedding is the output
@@ -91,9 +94,10 @@ struct Activations {
 Activations layout_activations(Placer& placer, const RunConfig& config, const LocalDims& dims,
                                std::int64_t micro_batch, std::int64_t seq_len);
 
-/// Where a save keeps what this rank writes while training goes on; nothing with `blocking`.
+/// Where a save keeps what this rank writes while training goes on; nothing with `blocking`, but
+/// for a GPU, whose memory is written from the snapshot in any case.
 TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelState& state,
-                           int tp_rank, int dp_rank);
+                           int tp_rank, int dp_rank, Device device = {});
 
 /// The whole plan of one rank: state, then the activations of the stage that needs most. Beside
 /// this arena, what the attention kernels keep (kernels/working_memory.h): of each kind of
@@ -101,10 +105,12 @@ TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelS
 struct MemoryPlan {
     std::vector<PlannedTensor> tensors;
     std::int64_t state_bytes = 0, activation_bytes = 0, kernel_bytes = 0;
+    std::int64_t host_bytes = 0;  // of a GPU: the snapshot, which lies in host memory
     std::int64_t total_bytes() const { return state_bytes + activation_bytes; }
     std::int64_t rank_bytes() const { return total_bytes() + kernel_bytes; }
 };
-MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank = 0);
+MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank = 0,
+                       Device device = {});
 /// A table of the plan, largest first, per lifetime.
 std::string describe_plan(const MemoryPlan& plan);
 std::int64_t longest_sequence(const RunConfig& config);

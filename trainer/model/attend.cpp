@@ -5,6 +5,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/philox.h"
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "kernels/importance_distil.h"
 #include "kernels/importance_gate.h"
@@ -44,8 +45,10 @@ ConstTensorView dense_rows(const BlockContext& c) {
     const TrainingRows& r = *c.training_rows;
     const std::uint64_t of_step =
         mix_key(mix_key(r.seed, kDenseRowDraws), static_cast<std::uint64_t>(r.step));
+    std::vector<std::int32_t> all(static_cast<std::size_t>(rows.numel()));
     for (std::int64_t b = 0; b < rows.rows(); ++b) {
-        const auto tokens = rows.row<std::int32_t>(b);
+        const auto tokens = std::span(all).subspan(static_cast<std::size_t>(b * rows.cols()),
+                                                   static_cast<std::size_t>(rows.cols()));
         const std::uint64_t of_sequence =
             mix_key(of_step, mix_key(static_cast<std::uint64_t>(c.layer),
                                      static_cast<std::uint64_t>(r.first_slot + b)));
@@ -54,6 +57,7 @@ ConstTensorView dense_rows(const BlockContext& c) {
                 permute(of_sequence, static_cast<std::uint64_t>(c.acts.seq_len), i));
         std::ranges::sort(tokens);
     }
+    upload<std::int32_t>(rows, all, c.exec);
     return rows;
 }
 template <class Args>

@@ -93,10 +93,10 @@ void take_part_in_forward(ModelState& s, const Mesh& mesh, const Exec& exec) {
         await_block(s, l, l + 1, mesh, exec);
 }
 
-void start_work_gather(ModelState& s, std::size_t unit, const Mesh& mesh) {
+void start_work_gather(ModelState& s, std::size_t unit, const Mesh& mesh, const Exec& exec) {
     if (s.units[unit].work_buffer >= 0) return;  // gathered where it is used
-    s.units[unit].work_ticket = mesh.dp_queue->submit([parts = work_parts(s, unit), &mesh] {
-        all_gather(parts, mesh.dp_beside, {});  // dp: the updated rows
+    s.units[unit].work_ticket = mesh.dp_queue->submit([parts = work_parts(s, unit), &mesh, exec] {
+        all_gather(parts, mesh.dp_beside, exec.stream);  // dp: the updated rows
     });
 }
 
@@ -110,7 +110,7 @@ void refresh_work(ModelState& s, const Mesh& mesh, const Exec& exec) {
     for (std::size_t u = 0; u < s.units.size(); ++u) {
         for (const Param& p : params_of(s, u))
             refresh_work_rows(p, 0, p.mine.count, exec);
-        start_work_gather(s, u, mesh);
+        start_work_gather(s, u, mesh, exec);
     }
     await_work(s, mesh);
 }

@@ -25,7 +25,7 @@ void await_block(ModelState& s, std::int64_t layer, std::int64_t next, const Mes
 void take_part_in_forward(ModelState& s, const Mesh& mesh, const Exec& exec);
 
 /// After the owners have updated a unit's rows.     comm: dp all_gather (zero: 1 and 2)
-void start_work_gather(ModelState& s, std::size_t unit, const Mesh& mesh);
+void start_work_gather(ModelState& s, std::size_t unit, const Mesh& mesh, const Exec& exec);
 void await_work(ModelState& s, const Mesh& mesh);
 
 /// work = masters, rounded to nearest; 8-bit in blocks of 128 x 128; rows of other dp ranks come

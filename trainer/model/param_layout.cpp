@@ -327,7 +327,8 @@ void place_gathered(Placer& placer, ModelState& s, std::int64_t buffers) {
                                       Lifetime::run));  // bytes
     for (const Unit& u : s.units)
         if (u.work_buffer >= 0)
-            place_block(u, Placer(shared[static_cast<std::size_t>(u.work_buffer)].data, largest));
+            place_block(u, Placer(shared[static_cast<std::size_t>(u.work_buffer)].data, largest,
+                                  shared.front().device));
     s.gathered.assign(static_cast<std::size_t>(buffers), -1);
 }
 

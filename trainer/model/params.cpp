@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/philox.h"
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
@@ -43,8 +44,9 @@ namespace {
 // Every dp rank makes all rows and keeps its own masters; so nobody needs to send any.
 void init_matrix(const Param& p, std::uint64_t seed, const Exec& exec) {
     const DType drawn = p.master.dtype == DType::fp24 ? DType::fp32 : p.master.dtype;
-    const Tensor wide({std::min(kQuantBlock, p.local_rows), p.work.data.cols()}, drawn);
-    const Tensor stored(wide.view.shape, p.master.dtype);
+    const Shape shape{std::min(kQuantBlock, p.local_rows), p.work.data.cols()};
+    const Tensor wide = make_tensor(shape, drawn, exec.device),
+                 stored = make_tensor(shape, p.master.dtype, exec.device);
     for (std::int64_t begin = 0; begin < p.local_rows; begin += kQuantBlock) {
         const std::int64_t count = std::min(kQuantBlock, p.local_rows - begin);
         const std::int64_t mine = begin - p.mine.begin;
@@ -60,8 +62,7 @@ void init_matrix(const Param& p, std::uint64_t seed, const Exec& exec) {
                       exec);
         cast(y, x, exec);
         if (!p.gathered) store_work(p, begin, y, exec);
-        if (mine >= 0 && mine < p.mine.count)
-            std::copy_n(y.data, y.bytes(), p.master.slice_rows(mine, count).data);
+        if (mine >= 0 && mine < p.mine.count) copy(p.master.slice_rows(mine, count), y, exec);
     }
 }
 
@@ -78,8 +79,9 @@ void init_model_state(ModelState& state, const RunConfig& config, const Exec& ex
             continue;
         }
         dispatch_dtype(p.master.dtype, [&]<Element T>(T) {
-            for (T& x : p.master.as<T>())
-                x = narrow_to<T>(static_cast<Wide<T>>(p.fill));
+            const std::vector<T> values(static_cast<std::size_t>(p.master.numel()),
+                                        narrow_to<T>(static_cast<Wide<T>>(p.fill)));
+            upload(p.master, std::span(values), exec);
         });
     }
     const double stretch = config.stages.empty()
@@ -100,19 +102,14 @@ void zero_grads(ModelState& state, const Exec& exec) {
     zero(state.matrix_grads, exec);
 }
 
-void fold_head_grads(ModelState& state) {
+void fold_head_grads(ModelState& state, const Exec& exec) {
     std::int64_t at = 0;
     for (std::size_t i = 0; at < state.head_sums.numel(); ++i) {
         const Param& p = state.params[i];
         const std::int64_t d = p.grad.numel(), heads = p.per_head ? 1 : p.heads;
-        dispatch_dtype(p.grad.dtype, [&]<Element T>(T) {
-            const T* const by_head = state.head_sums.as<T>().data() + at;
-            T* const sum = p.grad.as<T>().data();
-            std::copy_n(by_head, d, sum);
-            for (std::int64_t h = 1; h < heads; ++h)
-                for (std::int64_t c = 0; c < d; ++c)
-                    sum[c] = narrow_to<T>(widen(sum[c]) + widen(by_head[h * d + c]));
-        });
+        const TensorView by_head = state.head_sums.slice_rows(at, heads * d).reshaped({heads, d});
+        copy(p.grad, by_head.slice_rows(0, 1), exec);
+        if (heads > 1) add_rows(p.grad, by_head.slice_rows(1, heads - 1), exec);
         at += heads * d;
     }
 }

@@ -166,7 +166,7 @@ void refresh_work_rows(const Param& p, std::int64_t begin, std::int64_t count, c
 void store_work(const Param& p, std::int64_t begin, ConstTensorView master, const Exec& exec);
 void zero_grads(ModelState& state, const Exec& exec);
 /// The gradients of the first params from those by head, in the order of the heads.
-void fold_head_grads(ModelState& state);
+void fold_head_grads(ModelState& state, const Exec& exec);
 /// Only what a first micro-batch adds to instead of overwriting: norm gains, and the embedding
 /// where it is not the output matrix, too.
 void zero_added_grads(ModelState& state, const Exec& exec);

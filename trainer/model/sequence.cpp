@@ -98,18 +98,10 @@ void add_norm_segments(ModelState& s, const TensorView& segments, const LocalDim
         const BlockWeights& g = s.grads.blocks[static_cast<std::size_t>(n / 2)];
         return n % 2 == 0 ? g.input_norm : g.post_norm;
     };
-    dispatch_dtype(segments.dtype, [&]<Element T>(T) {
-        const T* const all = segments.as<T>().data();
-        for (std::int64_t n = 0; n < norms; ++n) {
-            T* const sum = gain(n).template as<T>().data();
-            for (std::int64_t r = 0; r < d.row_ranks; ++r)
-                for (std::int64_t i = 0; i < count; ++i) {
-                    const T* const x = all + ((r * norms + n) * count + i) * d.d_model;
-                    for (std::int64_t c = 0; c < d.d_model; ++c)
-                        sum[c] = narrow_to<T>(widen(sum[c]) + widen(x[c]));
-                }
-        }
-    });
+    const TensorView all = segments.reshaped({segments.numel() / d.d_model, d.d_model});
+    for (std::int64_t n = 0; n < norms; ++n)
+        for (std::int64_t r = 0; r < d.row_ranks; ++r)
+            add_rows(gain(n), all.slice_rows((r * norms + n) * count, count), exec);
 }
 
 }  // namespace stoa

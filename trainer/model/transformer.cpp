@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
@@ -40,9 +41,12 @@ TensorView loss_of(const TrainState& s, std::int64_t pass, std::size_t layer) {
     return all.reshaped({all.numel() / 4, 4}).slice_rows(at, 1).reshaped({4});
 }
 
-void inject(const Injection& fault, std::int64_t layer, TensorView d_x) {
+void inject(const Injection& fault, std::int64_t layer, TensorView d_x, const Exec& exec) {
     if (fault.layer != layer) return;
-    dispatch_dtype(d_x.dtype, [&]<Element T>(T) { d_x.as<T>()[0] = narrow_to<T>(fault.value); });
+    dispatch_dtype(d_x.dtype, [&]<Element T>(T) {
+        const T value = narrow_to<T>(fault.value);
+        upload(d_x.reshaped({d_x.numel()}).slice_rows(0, 1), std::span(&value, 1), exec);
+    });
 }
 
 // d_embed[token] += d_x, in the order of the tokens: at the shard's end where the output matrix has
@@ -55,8 +59,7 @@ void embedding_gradient(TrainState& s, const Communicator& tp, const Exec& exec)
     if (!a.shard_d_x.empty()) {
         const std::int64_t rows = d_x.rows(), begin = s.shard_micro_batch * rows;
         cast(a.shard_d_x.slice_rows(begin, rows), d_x, exec);
-        std::ranges::copy(tokens.as<std::int32_t>(),
-                          a.shard_tokens.slice_rows(begin, rows).as<std::int32_t>().begin());
+        copy(a.shard_tokens.slice_rows(begin, rows), tokens, exec);
         if (s.shard_micro_batch + 1 < s.dims.shard_micro_batches) return;
         d_x = a.shard_d_x.slice_rows(0, begin + rows);
         tokens = a.shard_tokens.slice_rows(0, begin + rows);
@@ -76,14 +79,18 @@ void embedding_gradient(TrainState& s, const Communicator& tp, const Exec& exec)
 namespace {
 
 TrainState place_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
-                       int dp_rank, std::int64_t state_bytes, std::int64_t activation_bytes) {
+                       int dp_rank, const MemoryPlan& plan) {
     TrainState s{.config = config,
                  .dims = local_dims(config, tp_rank, tp_size),
-                 .arena = Buffer(state_bytes + activation_bytes)};
-    Placer placer(s.arena.data(), state_bytes);
+                 .device = exec.device,
+                 .arena = make_buffer(plan.total_bytes(), exec.device)};
+    Placer placer(s.arena.data(), plan.state_bytes, exec.device);
     s.model = layout_model_state(placer, config, s.dims, longest_sequence(config), tp_rank, tp_size,
                                  dp_rank);
-    s.snapshot = layout_snapshot(placer, config, s.model, tp_rank, dp_rank);
+    if (exec.device.is_cuda()) s.host = make_copy_buffer(plan.host_bytes, exec.device);
+    Placer on_host(s.host.data(), s.host.bytes());
+    s.snapshot = layout_snapshot(exec.device.is_cuda() ? on_host : placer, config, s.model, tp_rank,
+                                 dp_rank, exec.device);
     s.state_bytes = placer.bytes();
     s.loss_scale = initial_loss_scale(s.dims.formats.attention == DType::fp16);
     s.policy = initial_policy(config);
@@ -95,19 +102,19 @@ TrainState place_state(const RunConfig& config, int tp_rank, int tp_size, const 
 
 TrainState make_train_state(const RunConfig& config, int tp_rank, int tp_size, const Exec& exec,
                             int dp_rank) {
-    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size, dp_rank);
-    return place_state(config, tp_rank, tp_size, exec, dp_rank, plan.state_bytes,
-                       plan.activation_bytes);
+    return place_state(config, tp_rank, tp_size, exec, dp_rank,
+                       plan_memory(config, tp_rank, tp_size, dp_rank, exec.device));
 }
 
 TrainState make_inference_state(const RunConfig& config, int tp_rank, int tp_size,
                                 const Exec& exec) {
-    const MemoryPlan plan = plan_memory(config, tp_rank, tp_size);
-    return place_state(config, tp_rank, tp_size, exec, 0, plan.state_bytes, 0);
+    MemoryPlan plan = plan_memory(config, tp_rank, tp_size, 0, exec.device);
+    plan.activation_bytes = 0;
+    return place_state(config, tp_rank, tp_size, exec, 0, plan);
 }
 
 void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq_len) {
-    Placer placer(s.arena.data() + s.state_bytes, s.arena.bytes() - s.state_bytes);
+    Placer placer(s.arena.data() + s.state_bytes, s.arena.bytes() - s.state_bytes, s.device);
     s.acts = layout_activations(placer, s.config, s.dims, micro_batch, seq_len);
 }
 
@@ -120,18 +127,20 @@ void enter_stage(TrainState& s, const StageConfig& stage, const Exec& exec) {
     if (rule.stretch != was.stretch) fill_rope(s.model, s.config, rule.stretch, exec);
 }
 
-void load_micro_batch(TrainState& s, const MicroBatch& mb) {
+void load_micro_batch(TrainState& s, const MicroBatch& mb, const Exec& exec) {
     if (mb.batch != s.acts.micro_batch || mb.seq_len != s.acts.seq_len)
         place_activations(s, mb.batch, mb.seq_len);
-    std::ranges::copy(mb.tokens, s.acts.tokens.as<std::int32_t>().begin());
-    std::ranges::copy(mb.targets, s.acts.targets.as<std::int32_t>().begin());
-    std::ranges::copy(mb.key_begin, s.acts.key_begin.as<std::int32_t>().begin());
-    const auto positions = s.acts.positions.as<std::int32_t>();
-    const auto key_end = s.acts.key_end.as<std::int32_t>();
+    std::vector<std::int32_t> positions(mb.tokens.size()), key_end(mb.tokens.size());
     for (std::size_t r = 0; r < positions.size(); ++r) {
         positions[r] = static_cast<std::int32_t>(r % static_cast<std::size_t>(mb.seq_len));
         key_end[r] = positions[r] + 1;  // causal
     }
+    const Activations& a = s.acts;
+    upload(a.tokens, std::span(mb.tokens), exec);
+    upload(a.targets, std::span(mb.targets), exec);
+    upload(a.key_begin, std::span(mb.key_begin), exec);
+    upload<std::int32_t>(a.positions, positions, exec);
+    upload<std::int32_t>(a.key_end, key_end, exec);
 }
 
 void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
@@ -184,7 +193,7 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         context.layer = static_cast<std::int64_t>(l);
         context.nonfinite = flag(a, 1, l);
         context.loss = {};  // a recomputed forward has been sampled already
-        inject(s.injection, context.layer, a.d_x);
+        inject(s.injection, context.layer, a.d_x, exec);
         await_block(s.model, context.layer, context.layer - 1, mesh, exec);  // dp, zero: 3
         await_grad_room(s.model, l, mesh);                                   // dp
         if (s.dims.recompute[l] == Recompute::full)

@@ -23,9 +23,11 @@ struct Injection {
 struct TrainState {
     RunConfig config;
     LocalDims dims;
-    Buffer arena;  // state, then activations
+    Device device;
+    Buffer arena;  // of the device: state, then activations
+    Buffer host;   // of a GPU's run: the snapshot's memory
     ModelState model;
-    TensorView snapshot;  // for saves beside the training; empty: they block
+    TensorView snapshot;  // for saves beside the training, host memory; empty: they block
     Activations acts;     // placed for the current stage's seq_len
     std::int64_t state_bytes = 0;
     std::int64_t optimizer_step = 0;  // updates done: Adam's bias correction
@@ -54,7 +56,7 @@ void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq
 /// The attention and positions of a stage, for all that follows. Nothing to do within a stage.
 void enter_stage(TrainState& s, const StageConfig& stage, const Exec& exec);
 /// Copies a micro-batch into the arena: tokens, targets, positions, key ranges.
-void load_micro_batch(TrainState& s, const MicroBatch& mb);
+void load_micro_batch(TrainState& s, const MicroBatch& mb, const Exec& exec);
 
 /// Tokens to h_final.
 /// comm: sum_rows(tp) of the embedding, then per block as block_forward; dp as await_block

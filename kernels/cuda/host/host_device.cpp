@@ -1,10 +1,12 @@
-// kernels/cuda/device.h where kernels run on the host: device memory is host memory of its own, so
-// that the copies are made as they are for a GPU and AddressSanitizer guards each piece.
+// kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU, and
+// only they and kernels open device memory (device_pages.h).
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/host/device_pages.h"
 
 namespace stoa::cuda {
 namespace {
@@ -18,30 +20,60 @@ std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 
 }  // namespace
 
+bool is_built() { return true; }
 bool runs_kernels() { return true; }
+// $STOA_HOST_GPUS describes them, for tests: "NVIDIA H100/90/80, ..." is name, capability and GiB.
 std::vector<DeviceInfo> list_devices(std::string& reason) {
-    reason = "this program runs its kernels on the host";
-    return {};
+    std::vector<DeviceInfo> devices;
+    const char* text = std::getenv("STOA_HOST_GPUS");
+    std::istringstream in(text == nullptr ? "" : text);
+    for (std::string one; std::getline(in, one, ',');) {
+        std::istringstream fields(one);
+        DeviceInfo d{.id = std::to_string(devices.size())};
+        std::string word;
+        std::getline(fields, d.name, '/');
+        if (std::getline(fields, word, '/')) d.capability = std::stoi(word);
+        if (std::getline(fields, word, '/'))
+            d.memory_bytes = static_cast<std::int64_t>(std::stod(word) * (1 << 30));
+        devices.push_back(d);
+    }
+    if (devices.empty()) reason = "this program runs its kernels on the host";
+    return devices;
+}
+std::int64_t free_bytes() {
+    std::string reason;
+    const std::vector<DeviceInfo> devices = list_devices(reason);
+    return devices.empty() ? 0 : devices.front().memory_bytes - host::device_bytes();
 }
 
-std::byte* allocate(std::int64_t bytes) {
-    auto* const data = static_cast<std::byte*>(std::malloc(size(bytes > 0 ? bytes : 1)));
-    if (data == nullptr) throw MemoryError({.what = "out of memory"});
-    return data;
-}
-void release(std::byte* data) noexcept { std::free(data); }
 std::byte* allocate_on(Stream, std::int64_t bytes) { return allocate(bytes); }
 void release_on(Stream, std::byte* data) noexcept { release(data); }
 
+std::byte* allocate_pinned(std::int64_t bytes) {
+    auto* const data =
+        static_cast<std::byte*>(std::aligned_alloc(4096, size(bytes / 4096 * 4096 + 4096)));
+    if (data == nullptr) throw MemoryError({.what = "out of memory"});
+    return data;
+}
+void release_pinned(std::byte* data) noexcept { std::free(data); }
+
 void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
     std::memcpy(to, from, size(bytes));
 }
 void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
     std::memcpy(to, from, size(bytes));
 }
+void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
+    std::memmove(to, from, size(bytes));
+}
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream) {
+    const host::DeviceMemoryOpen open;
     std::memset(to, value, size(bytes));
 }
+void use_device(int) {}
 void synchronize(Stream) {}
 
 Stopwatch::Stopwatch(Stream stream) : stream_(stream), begin_(new double(0.0)) {}

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/library_gemm.h"
 
 namespace stoa::cuda {
@@ -26,6 +27,7 @@ float value_of(const LibraryGemm::Operand& o, std::int64_t rows, std::int64_t k_
 }  // namespace
 
 bool library_gemm(const LibraryGemm& g, Stream) {
+    const host::DeviceMemoryOpen open;
     if (g.a.scale == nullptr) {
         cpu::gemm({.m = g.m,
                    .n = g.n,

@@ -1,0 +1,45 @@
+#pragma once
+// Which GPU each rank computes on, or that all compute on the CPU: decided by every rank alike,
+// from what all of them see.
+#include <string>
+#include <vector>
+
+#include "configs/run_config.h"
+#include "kernels/cuda/device.h"
+#include "parallel/communicator.h"
+#include "trainer/model/activations.h"
+
+namespace stoa {
+
+/// What one rank sees.
+struct RankDevices {
+    std::string host;
+    std::vector<cuda::DeviceInfo> devices;
+    std::string reason;  // why there are none
+};
+
+struct DevicePick {
+    Device device;         // of this rank
+    int sharers = 1;       // ranks on this GPU
+    bool all_own = false;  // every rank has a GPU of its own
+    std::string notice;    // for the log of rank 0
+};
+/// The GPU of a rank is the one of its number among the ranks of its host, of those that it sees.
+/// `ranks`: of all ranks, by rank     comm: none
+/// errors: DeviceError, the same on every rank, that names rank, host, reason and what to do:
+///         cuda is asked for and a rank has no GPU; only some ranks have one; ranks would share one
+///         unasked; a GPU is older than sm_80; the ranks' GPUs are of several architectures
+DevicePick pick_device(DeviceChoice choice, const std::vector<RankDevices>& ranks, int rank);
+
+/// The same, after the ranks have told each other.     comm: a gather and a broadcast over `world`
+DevicePick pick_device(DeviceChoice choice, const Communicator& world);
+
+/// What a rank takes of its GPU beside the plan: the library's workspaces and scratch of single
+/// ops.
+constexpr std::int64_t kGpuWorkspaceBytes = std::int64_t{256} << 20;
+/// errors: MemoryError with both numbers and the advice when `sharers` ranks of this plan do not
+/// fit into what the GPU has left. `free_bytes`: after this rank's context
+void require_fits_gpu(const RunConfig& config, const MemoryPlan& plan, const DevicePick& pick,
+                      const cuda::DeviceInfo& gpu, std::int64_t free_bytes);
+
+}  // namespace stoa

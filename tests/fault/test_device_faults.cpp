@@ -1,0 +1,111 @@
+// The whole program on described GPUs, whose kernels run on the host: it trains, evaluates, saves
+// and goes on as on the CPU, and what is wrong with the GPUs ends all ranks with one error.
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/support/catch.h"
+#include "tests/support/tiny_project.h"
+
+using namespace stoa;
+using namespace stoa::test;
+
+namespace {
+
+std::string gpu_binary() {
+    if (const char* path = std::getenv("STOA_HOST_GPU_BIN")) return path;
+    return (fs::read_symlink("/proc/self/exe").parent_path() / "stoa_host_gpu").string();
+}
+
+const TempDir& project() {
+    static const TempDir dir;
+    static const bool made = [] {
+        const Outcome built = make_tiny_project(dir.path, 3);
+        INFO(built.output);
+        REQUIRE(built.code == 0);
+        return true;
+    }();
+    (void)made;
+    return dir;
+}
+
+// The tiny run under another name; `binary` with `gpus` described.
+Outcome train(const std::string& binary, const std::string& gpus, int ranks,
+              const std::string& name, const std::string& overrides) {
+    const std::string mpirun =
+        ranks == 1 ? "" : "mpirun -q -n " + std::to_string(ranks) + " --oversubscribe ";
+    return run_shell("STOA_HOST_GPUS='" + gpus + "' STOA_PREFLIGHT=off " + mpirun + binary +
+                     " train " + project().path + "/run.yaml run.name=" + name +
+                     " parallel.determinism=fast " + overrides);
+}
+
+std::vector<double> values(const std::string& name, const std::string& file,
+                           const std::string& key) {
+    std::vector<double> all;
+    std::istringstream in(read_text(project() / ("runs/" + name + "/" + file)));
+    for (std::string line; std::getline(in, line);)
+        if (const auto row = nlohmann::json::parse(line); row.contains(key))
+            all.push_back(row[key].get<double>());
+    return all;
+}
+
+constexpr const char* kOneGpu = "NVIDIA H100/90/80";
+
+void check_one_error(const Outcome& o, int code, const std::vector<std::string>& parts) {
+    INFO(o.output);
+    CHECK(o.code == code);
+    const std::size_t at = o.output.find("error: ");
+    REQUIRE(at != std::string::npos);
+    CHECK(o.output.find("error: ", at + 1) == std::string::npos);
+    for (const std::string& part : parts) {
+        CAPTURE(part);
+        CHECK(o.output.find(part) != std::string::npos);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("a run on a GPU has the CPU's losses, and the other goes on with it", "[fault]") {
+    const Outcome cpu = train(stoa_binary(), "", 1, "cpu", "");
+    INFO(cpu.output);
+    REQUIRE(cpu.code == 0);
+    const std::vector<double> losses = values("cpu", "metrics.jsonl", "loss");
+    REQUIRE(losses.size() == 6);
+
+    const Outcome gpu = train(gpu_binary(), kOneGpu, 1, "gpu", "");
+    INFO(gpu.output);
+    REQUIRE(gpu.code == 0);
+    CHECK(gpu.output.find("on the CPU") == std::string::npos);
+    CHECK(values("gpu", "metrics.jsonl", "loss") == losses);
+    CHECK(read_text(project() / "runs/gpu/eval.jsonl") ==
+          read_text(project() / "runs/cpu/eval.jsonl"));
+
+    // Two ranks share the GPU for a while; the CPU takes over from their checkpoint.
+    const Outcome stopped =
+        train(gpu_binary(), kOneGpu, 2, "both", "'parallel.threads=auto cuda shared'");
+    INFO(stopped.output);
+    CHECK(stopped.code == 0);
+    const Outcome two = train(stoa_binary(), "", 2, "two", "");
+    CHECK(two.code == 0);
+    CHECK(values("both", "metrics.jsonl", "loss") == values("two", "metrics.jsonl", "loss"));
+}
+
+TEST_CASE("without a GPU the run is on the CPU and says so", "[fault]") {
+    const Outcome o = train(gpu_binary(), "", 1, "none", "'stages.1.tokens=1024 tokens'");
+    INFO(o.output);
+    CHECK(o.code == 0);
+    CHECK(o.output.find("computing on the CPU: this program runs its kernels on the host") !=
+          std::string::npos);
+}
+
+TEST_CASE("what is wrong with the GPUs is one error of all ranks", "[fault]") {
+    check_one_error(train(gpu_binary(), "", 2, "a", "'parallel.threads=auto cuda'"), 5,
+                    {"there is no GPU", "rank 0 on"});
+    check_one_error(train(stoa_binary(), "", 1, "a", "'parallel.threads=auto cuda'"), 5,
+                    {"there is no GPU"});
+    check_one_error(train(gpu_binary(), kOneGpu, 2, "b", ""), 5,
+                    {"more ranks than GPUs", "rank 1 on", "auto cuda shared"});
+    check_one_error(train(gpu_binary(), "NVIDIA H100/90/80,NVIDIA A100/80/40", 2, "c", ""), 5,
+                    {"several architectures", "rank 1 on"});
+    check_one_error(train(gpu_binary(), "NVIDIA H100/90/0.25", 1, "d", ""), 4,
+                    {"does not fit the GPU", "NVIDIA H100", "planned"});
+}
