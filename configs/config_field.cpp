@@ -202,12 +202,19 @@ struct Reader {
                                         : Overlap::off;
         return good;
     }
-    bool read(const ConfigNode& node, ThreadsField f) {
-        std::string word;
+    bool read(const ConfigNode& node, DeviceField f) {
+        if (!need_scalar(node)) return false;
         const std::vector<std::string> words = words_of(DeviceChoice{});
-        const bool good = read_with_word(node, f.threads, {words.begin() + 1, words.end()}, word);
-        *f.device = static_cast<DeviceChoice>(std::ranges::find(words, word) - words.begin());
-        return good;
+        const std::string cpu = "cpu ";
+        const bool sized = node.text.starts_with(cpu);
+        const auto found = std::ranges::find(words, sized ? "cpu" : node.text);
+        if (found == words.end())
+            return refuse(node,
+                          fmt::format("expected {} ({})", type_text(row), fmt::join(words, ", ")));
+        *f.device = static_cast<DeviceChoice>(found - words.begin());
+        *f.threads = 0;
+        return !sized ||
+               read({node.kind, node.place, node.text.substr(cpu.size()), {}, {}}, f.threads);
     }
     bool read(const ConfigNode& node, DeterminismField f) {
         if (!need_scalar(node)) return false;

@@ -81,11 +81,9 @@ std::string print_field(const KeyRow& row, ConfigTarget target) {
                 static constexpr const char* kWords[] = {"", " beside", " blocking"};
                 return fmt::format("{}{}", *f.level, kWords[static_cast<int>(*f.overlap)]);
             },
-            [&row](ThreadsField f) {
-                const std::string threads =
-                    *f.threads == 0 ? "auto" : format_count(*f.threads, row.unit);
+            [&row](DeviceField f) {
                 const std::string word = words_of(*f.device)[static_cast<std::size_t>(*f.device)];
-                return threads + (word.empty() ? "" : " " + word);
+                return *f.threads == 0 ? word : word + " " + format_count(*f.threads, row.unit);
             },
             [](DeterminismField f) -> std::string {
                 if (*f.mode == Determinism::automatic) return "auto";
@@ -146,8 +144,8 @@ std::string type_text(const KeyRow& row) {
             [](RecomputeField) { return joined(words_of(Recompute{})) + ", and blocks"; },
             [](TpField) -> std::string { return "a whole number, and sequence"; },
             [](ZeroField) -> std::string { return "0, 1, 2 or 3, and beside or blocking"; },
-            [](ThreadsField) -> std::string {
-                return "auto or a whole number, and cpu, cuda or cuda shared";
+            [](DeviceField) -> std::string {
+                return "auto, cpu, cpu and a number of threads, cuda or cuda shared";
             },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration, and blocking"; },

@@ -56,9 +56,9 @@ struct ZeroField {
     std::int64_t* level;
     Overlap* overlap;
 };
-struct ThreadsField {
-    std::int64_t* threads;
+struct DeviceField {
     DeviceChoice* device;
+    std::int64_t* threads;  // behind cpu
 };
 struct DeterminismField {
     Determinism* mode;
@@ -70,7 +70,7 @@ struct FractionField {
 using ConfigField =
     std::variant<std::string*, std::int64_t*, std::uint64_t*, double*, bool*, FractionField,
                  BetasField, WarmupField, IntervalField, KeepField, DeterminismField,
-                 RecomputeField, ZeroField, TpField, ThreadsField, ProblemsField, AttentionField,
+                 RecomputeField, ZeroField, TpField, DeviceField, ProblemsField, AttentionField,
                  std::vector<std::string>*, std::map<std::string, double>*, Recompute*, Recipe*,
                  Format*, Moments*, ScheduleKind*, SourceKind*, LossOn*, AttentionKind*,
                  KeySelector*>;

@@ -25,8 +25,8 @@ inline std::vector<std::string> words_of(ScheduleKind) {
 inline std::vector<std::string> words_of(SourceKind) { return {"shards", "reasoning"}; }
 inline std::vector<std::string> words_of(LossOn) { return {"all", "solution"}; }
 inline std::vector<std::string> words_of(AttentionKind) { return {"dense", "window", "dynamic"}; }
-inline std::vector<std::string> words_of(DeviceChoice) {  // the first: nothing is said
-    return {"", "cpu", "cuda", "cuda shared"};
+inline std::vector<std::string> words_of(DeviceChoice) {
+    return {"auto", "cpu", "cuda", "cuda shared"};
 }
 inline std::vector<std::string> words_of(KeySelector) { return {"tree", "importance"}; }
 

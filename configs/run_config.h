@@ -82,8 +82,8 @@ struct ParallelConfig {
     // gradients, 3 the blocks' weights (FSDP); 0: nothing.
     std::int64_t zero = 1;
     Overlap overlap = Overlap::automatic;  // "1 beside": on; "1 blocking": off
-    std::int64_t threads = 0;  // of each CPU rank; 0 = auto: the machine's cores / its ranks
-    DeviceChoice device = DeviceChoice::automatic;  // "auto cuda": the words behind the threads
+    DeviceChoice device = DeviceChoice::automatic;
+    std::int64_t threads = 0;  // of each rank ("cpu 4"); 0: the machine's cores / its ranks
     // elastic: sums have the order of `dp_shards` x `tp_chunks` virtual ranks on every mesh that
     // divides them; 0: as many as the mesh has. auto: elastic where gradients are wide.
     Determinism determinism = Determinism::automatic;

@@ -14,7 +14,7 @@ namespace stoa {
 namespace {
 
 constexpr int kOldest = 80;  // sm_80: the first with bf16
-constexpr const char* kOnCpu = "or compute on the CPU: parallel.threads='auto cpu'";
+constexpr const char* kOnCpu = "or compute on the CPU: parallel.device=cpu";
 
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
@@ -98,8 +98,8 @@ DevicePick pick_device(DeviceChoice choice, const std::vector<RankDevices>& rank
              .expected = fmt::format("a GPU for each of the {} ranks of this host", here),
              .actual = fmt::format("{} GPU{} seen", ranks[sharer].devices.size(),
                                    ranks[sharer].devices.size() == 1 ? "" : "s"),
-             .hint = std::string("start fewer ranks, let them share with parallel.threads='auto "
-                                 "cuda shared' (slower: through host memory), ") +
+             .hint = std::string("start fewer ranks, let them share with parallel.device='cuda "
+                                 "shared' (slower: through host memory), ") +
                      kOnCpu});
     }
     const auto me = static_cast<std::size_t>(rank);

@@ -17,7 +17,7 @@ struct WorkerOptions {
     std::string resume_command;  // what the user typed
 };
 
-/// Threads of a rank: parallel.threads, or the cores that it may run on, shared among the ranks of
+/// Threads of a rank: parallel.device, or the cores that it may run on, shared among the ranks of
 /// this machine.
 int threads_of(const RunConfig& config, int ranks_here);
 

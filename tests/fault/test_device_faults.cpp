@@ -81,7 +81,7 @@ TEST_CASE("a run on a GPU has the CPU's losses, and the other goes on with it", 
 
     // Two ranks share the GPU for a while; the CPU takes over from their checkpoint.
     const Outcome stopped =
-        train(gpu_binary(), kOneGpu, 2, "both", "'parallel.threads=auto cuda shared'");
+        train(gpu_binary(), kOneGpu, 2, "both", "'parallel.device=cuda shared'");
     INFO(stopped.output);
     CHECK(stopped.code == 0);
     const Outcome two = train(stoa_binary(), "", 2, "two", "");
@@ -98,12 +98,12 @@ TEST_CASE("without a GPU the run is on the CPU and says so", "[fault]") {
 }
 
 TEST_CASE("what is wrong with the GPUs is one error of all ranks", "[fault]") {
-    check_one_error(train(gpu_binary(), "", 2, "a", "'parallel.threads=auto cuda'"), 5,
+    check_one_error(train(gpu_binary(), "", 2, "a", "parallel.device=cuda"), 5,
                     {"there is no GPU", "rank 0 on"});
-    check_one_error(train(stoa_binary(), "", 1, "a", "'parallel.threads=auto cuda'"), 5,
+    check_one_error(train(stoa_binary(), "", 1, "a", "parallel.device=cuda"), 5,
                     {"there is no GPU"});
     check_one_error(train(gpu_binary(), kOneGpu, 2, "b", ""), 5,
-                    {"more ranks than GPUs", "rank 1 on", "auto cuda shared"});
+                    {"more ranks than GPUs", "rank 1 on", "cuda shared"});
     check_one_error(train(gpu_binary(), "NVIDIA H100/90/80,NVIDIA A100/80/40", 2, "c", ""), 5,
                     {"several architectures", "rank 1 on"});
     check_one_error(train(gpu_binary(), "NVIDIA H100/90/0.25", 1, "d", ""), 4,

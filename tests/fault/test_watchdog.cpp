@@ -36,7 +36,7 @@ Outcome train(const std::string& name, const std::string& before, const std::str
     return run_shell(before + " " +
                      train_command(project(), ranks,
                                    "run.name=" + name + " eval.problems=0 eval.sequences=0 " +
-                                       "parallel.threads=1 " + overrides));
+                                       "'parallel.device=cpu 1' " + overrides));
 }
 
 int count(const std::string& text, const std::string& what) {
@@ -177,7 +177,7 @@ TEST_CASE("no false alarm in a run with long evaluations and saves at a short st
           "[fault]") {
     const Outcome o = run_shell("STOA_LIMITS=step=1s " +
                                 train_command(project(), 4,
-                                              "run.name=calm parallel.tp=2 parallel.threads=1 "
+                                              "run.name=calm parallel.tp=2 'parallel.device=cpu 1' "
                                               "'checkpoint.every=1 steps' 'eval.every=5 steps'"));
     INFO(o.output);
     CHECK(o.code == 0);

@@ -66,7 +66,7 @@ TEST_CASE("without a GPU auto computes on the CPU and says why, cuda is refused"
     CHECK(pick.device == Device{});
     check_says(pick.notice, {"on the CPU", "no driver"});
     check_says(refusal_of_all(DeviceChoice::cuda, {kNone, kNone}),
-               {"there is no GPU", "rank 0 on laptop", "no driver", "nvidia-smi", "auto cpu"});
+               {"there is no GPU", "rank 0 on laptop", "no driver", "nvidia-smi", "parallel.device=cpu"});
 }
 
 TEST_CASE("a rank without a GPU among others is named") {
@@ -80,7 +80,7 @@ TEST_CASE("more ranks than GPUs are refused, or share") {
     const std::vector<RankDevices> ranks{n1, n1, n1};
     check_says(refusal_of_all(DeviceChoice::automatic, ranks),
                {"more ranks than GPUs", "rank 2 on n1", "each of the 3 ranks", "2 GPUs seen",
-                "auto cuda shared"});
+                "cuda shared"});
     for (int r = 0; r < 3; ++r) {
         const DevicePick pick = pick_device(DeviceChoice::cuda_shared, ranks, r);
         CHECK(pick.device.index == r % 2);
