@@ -68,12 +68,14 @@ void check_same(const TinyOptions& options, const Mesh& mesh, std::int64_t steps
 }  // namespace
 
 TEST_CASE("a device trains as the CPU does, bit for bit", "[multirank]") {
+    if (world_size() > 2) return;  // of one rank: two have seen it
     const Recipe recipe = GENERATE(Recipe::fp32, Recipe::bf16, Recipe::r30);
     CAPTURE(recipe_name(recipe));
     check_same(options_of(recipe), Mesh{}, recipe == Recipe::fp32 ? 4 : 2);
 }
 
 TEST_CASE("so it does with every recompute, untied and with several micro-batches", "[multirank]") {
+    if (world_size() > 2) return;
     TinyOptions o = options_of(Recipe::fp32);
     o.recompute = GENERATE(Recompute::none, Recompute::full);
     o.tie_embeddings = o.recompute == Recompute::none;
