@@ -22,16 +22,27 @@ void require_attention(const ConstTensorView& q, const ConstTensorView& k, const
     for (const ConstTensorView* t : {&k, &v, &out})
         require_dtype(*t, q.dtype, "attention: dtype");
     require_dtype(lse, wide_dtype(q.dtype), "attention: lse");
-    const std::int64_t rows = q.shape[0] * q.shape[1], k_len = k.shape[1];
+    const std::int64_t rows = q.shape[0] * q.shape[1];
     require_numel(key_begin, rows, "attention: key_begin");
     require_numel(key_end, rows, "attention: key_end");
     require_dtype(key_begin, DType::int32, "attention: key_begin");
     require_dtype(key_end, DType::int32, "attention: key_end");
-    if (key_begin.device.is_cuda()) return;  // the host does not read device memory
+}
+
+/// The same for what the rows' keys are: they are read, so on the CPU alone.
+void require_keys(const ConstTensorView& key_begin, const ConstTensorView& key_end,
+                  std::int64_t q_len, std::int64_t k_len, bool causal) {
+    if (causal)
+        require(q_len == k_len, "attention: causal", "as many queries as keys",
+                std::to_string(q_len) + " and " + std::to_string(k_len));
     const auto begins = key_begin.as<std::int32_t>(), ends = key_end.as<std::int32_t>();
-    for (std::size_t r = 0; r < begins.size(); ++r)
+    for (std::size_t r = 0; r < begins.size(); ++r) {
         require(begins[r] >= 0 && ends[r] <= k_len, "attention: keys of a row", "within k_len",
                 std::to_string(begins[r]) + ".." + std::to_string(ends[r]));
+        const auto t = static_cast<std::int64_t>(r) % q_len;
+        require(!causal || (begins[r] <= t && ends[r] == t + 1), "attention: keys of a causal row",
+                "its own the last", std::to_string(begins[r]) + ".." + std::to_string(ends[r]));
+    }
 }
 
 }  // namespace
@@ -39,8 +50,9 @@ void require_attention(const ConstTensorView& q, const ConstTensorView& k, const
 void attention_forward(const AttentionArgs& args, const Exec& exec) {
     require(args.scale > 0.0, "attention: scale", "> 0", std::to_string(args.scale));
     require_attention(args.q, args.k, args.v, args.out, args.lse, args.key_begin, args.key_end);
-    exec.device.is_cuda() ? cuda::attention_forward(args, exec.stream)
-                          : cpu::attention_forward(args);
+    if (exec.device.is_cuda()) return cuda::attention_forward(args, exec.stream);
+    require_keys(args.key_begin, args.key_end, args.q.shape[1], args.k.shape[1], args.causal);
+    cpu::attention_forward(args);
 }
 
 void attention_backward(const AttentionBackwardArgs& args, const Exec& exec) {
@@ -53,8 +65,9 @@ void attention_backward(const AttentionBackwardArgs& args, const Exec& exec) {
     for (const ConstTensorView& t : {ConstTensorView(args.d_q), args.d_out,
                                      ConstTensorView(args.d_k), ConstTensorView(args.d_v)})
         require_dtype(t, args.q.dtype, "attention: dtype");
-    exec.device.is_cuda() ? cuda::attention_backward(args, exec.stream)
-                          : cpu::attention_backward(args);
+    if (exec.device.is_cuda()) return cuda::attention_backward(args, exec.stream);
+    require_keys(args.key_begin, args.key_end, args.q.shape[1], args.k.shape[1], args.causal);
+    cpu::attention_backward(args);
 }
 
 }  // namespace stoa

@@ -10,12 +10,15 @@ namespace stoa {
 /// each other). Decoding: q has t = 1 and k, v are the cache (batch, capacity, ...).
 /// shapes: q, out (batch, q_len, n_heads, head_dim); k, v (batch, k_len, n_kv_heads, head_dim);
 ///         lse (batch, n_heads, q_len); key_begin, key_end (batch * q_len) int32
-/// dtype:  q, k, v, out alike: fp32 | bf16 | fp64; lse Wide
+/// dtype:  q, k, v, out alike: fp32 | bf16 | fp16 | fp64; lse Wide
+/// causal: the caller's promise that q_len = k_len, key_end = t + 1 and key_begin <= t, by which a
+///         GPU need not read key_end; checked on the CPU
 /// comm:   none     errors: ShapeError     saves for backward: lse, out
 struct AttentionArgs {
     TensorView out, lse;
     ConstTensorView q, k, v, key_begin, key_end;
     double scale = 1.0;
+    bool causal = false;
 };
 void attention_forward(const AttentionArgs& args, const Exec& exec);
 
@@ -26,6 +29,7 @@ struct AttentionBackwardArgs {
     TensorView d_q, d_k, d_v;
     ConstTensorView d_out, out, lse, q, k, v, key_begin, key_end;
     double scale = 1.0;
+    bool causal = false;
 };
 void attention_backward(const AttentionBackwardArgs& args, const Exec& exec);
 

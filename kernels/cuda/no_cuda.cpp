@@ -1,6 +1,7 @@
 // Linked instead of the .cu files when the build has no CUDA toolkit.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/sdpa.h"
 
 namespace stoa::cuda {
 namespace {
@@ -41,6 +42,12 @@ CudaStream::CudaStream() = default;
 CudaStream::~CudaStream() = default;
 
 void matmul(const MatmulArgs&, Stream) { refuse(); }
+void attention_forward(const AttentionArgs&, Stream) { refuse(); }
+void attention_backward(const AttentionBackwardArgs&, Stream) { refuse(); }
+void own_attention_forward(const AttentionArgs&, Stream) { refuse(); }
+void own_attention_backward(const AttentionBackwardArgs&, Stream) { refuse(); }
+bool library_attention_forward(const AttentionArgs&, Stream) { refuse(); }
+bool library_attention_backward(const AttentionBackwardArgs&, Stream, std::int64_t) { refuse(); }
 void rms_norm_forward(const RmsNormArgs&, Stream) { refuse(); }
 void rms_norm_backward(const RmsNormBackwardArgs&, Stream) { refuse(); }
 void rope_table(TensorView, TensorView, const RopeAngles&, Stream) { refuse(); }
@@ -63,8 +70,6 @@ void adamw(const AdamwArgs&, Stream) { refuse(); }
 void quantize(const QuantizeArgs&, Stream) { refuse(); }
 void dequantize(const DequantizeArgs&, Stream) { refuse(); }
 void quantization_loss(const QuantizationLossArgs&, Stream) { refuse(); }
-void attention_forward(const AttentionArgs&, Stream) { refuse(); }
-void attention_backward(const AttentionBackwardArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

@@ -2,7 +2,8 @@
 // The CUDA kernels behind kernels/*.h. Arguments are checked there; these only start the work, in
 // the order of the stream. Views hold device memory.
 //   Bits: as the CPU op, but for NaN payloads, all of fp64 that takes exp or a sum over rows in
-//   parallel, and matmul, whose sums have cuBLASLt's order (the same in every run of a shape).
+//   parallel, and matmul and attention, whose sums have the order of the library or of our own
+//   attention kernels (the same in every run of a shape).
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
@@ -18,6 +19,8 @@
 namespace stoa::cuda {
 
 void matmul(const MatmulArgs& args, Stream stream);
+void attention_forward(const AttentionArgs& args, Stream stream);
+void attention_backward(const AttentionBackwardArgs& args, Stream stream);
 void rms_norm_forward(const RmsNormArgs& args, Stream stream);
 void rms_norm_backward(const RmsNormBackwardArgs& args, Stream stream);
 /// Computed on the host; waits for the stream.
@@ -43,8 +46,6 @@ void adamw(const AdamwArgs& args, Stream stream);
 void quantize(const QuantizeArgs& args, Stream stream);
 void dequantize(const DequantizeArgs& args, Stream stream);
 void quantization_loss(const QuantizationLossArgs& args, Stream stream);
-void attention_forward(const AttentionArgs& args, Stream stream);
-void attention_backward(const AttentionBackwardArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

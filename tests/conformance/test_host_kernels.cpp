@@ -121,8 +121,16 @@ TEST_CASE("each barrier of the real kernels is needed") {
         one = 1.0f;
     const Tensor rows = random_tensor({300, 40}, DType::fp32, 2), gains({40}, DType::fp32),
                  rstd({300}, DType::fp32);
+    const Shape one_head{1, 20, 1, 40};
+    const Tensor heads_in = random_tensor(one_head, DType::fp32, 3), heads(one_head, DType::fp32),
+                 d_k(one_head, DType::fp32), d_v(one_head, DType::fp32),
+                 row_lse({1, 1, 20}, DType::fp32), key_begin({20}, DType::int32),
+                 key_end({20}, DType::int32);
+    for (std::size_t t = 0; t < 20; ++t)
+        key_end.as<std::int32_t>()[t] = static_cast<std::int32_t>(t + 1);
     const std::vector<std::function<void()>> ops = {
-        [&] { run_quantize(QuantBlocks::column); }, [&] { run_quantize(QuantBlocks::square); },
+        [&] { run_quantize(QuantBlocks::column); },
+        [&] { run_quantize(QuantBlocks::square); },
         [&] {
             run(cross_entropy_exp_sum,
                 {.exp_sum = Tensor({200}, DType::fp32),
@@ -154,6 +162,32 @@ TEST_CASE("each barrier of the real kernels is needed") {
                  .weight = gains,
                  .rstd = rstd},
                 exec);
+        },
+        [&] {  // one tile of keys in two slices of columns
+            run(own_attention,
+                {.out = heads,
+                 .lse = row_lse,
+                 .q = heads_in,
+                 .k = heads_in,
+                 .v = heads_in,
+                 .key_begin = key_begin,
+                 .key_end = key_end},
+                exec);
+        },
+        [&] {
+            run(own_attention_gradient,
+                {.d_q = heads,
+                 .d_k = d_k,
+                 .d_v = d_v,
+                 .d_out = heads_in,
+                 .out = heads_in,
+                 .lse = row_lse,
+                 .q = heads_in,
+                 .k = heads_in,
+                 .v = heads_in,
+                 .key_begin = key_begin,
+                 .key_end = key_end},
+                exec);
         }};
     int missed = 0;
     for (std::size_t i = 0; i < ops.size(); ++i) {
@@ -170,7 +204,7 @@ TEST_CASE("each barrier of the real kernels is needed") {
         const host::MutationScope scope({.shift_index = 1});
         CHECK(message_of(ops[i]).find("of a shared array of") != std::string::npos);
     }
-    CHECK(missed == 1 + 2 + 1 + 8 + 3);
+    CHECK(missed == 1 + 2 + 1 + 8 + 3 + 4 + 5);
 }
 
 TEST_CASE("an index that is off by one is found") {

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/sdpa.h"
 
 namespace stoa::test {
 
@@ -48,6 +49,13 @@ inline auto tensors(AdamwArgs& a) {
 inline auto tensors(QuantizeArgs& a) { return std::tie(a.codes, a.scale, a.nonfinite, a.x); }
 inline auto tensors(DequantizeArgs& a) { return std::tie(a.y, a.codes, a.scale); }
 inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
+inline auto tensors(AttentionArgs& a) {
+    return std::tie(a.out, a.lse, a.q, a.k, a.v, a.key_begin, a.key_end);
+}
+inline auto tensors(AttentionBackwardArgs& a) {
+    return std::tie(a.d_q, a.d_k, a.d_v, a.d_out, a.out, a.lse, a.q, a.k, a.v, a.key_begin,
+                    a.key_end);
+}
 inline auto tensors(MatmulArgs& a) { return std::tie(a.c, a.a, a.b, a.a_scale, a.b_scale); }
 
 // The ops that take their tensors one by one, as the others.
@@ -90,6 +98,29 @@ inline void squares_op(const SquaresArgs& a, const Exec& exec) {
 }
 inline void rope_table_op(const RopeTableArgs& a, const Exec& exec) {
     rope_table(a.cos, a.sin, {.theta = a.theta}, exec);
+}
+
+// The two ways of attention on CUDA, each by itself.
+inline void own_attention(const AttentionArgs& a, const Exec& exec) {
+    if (!exec.device.is_cuda()) return attention_forward(a, exec);
+    cuda::own_attention_forward(a, exec.stream);
+}
+inline void own_attention_gradient(const AttentionBackwardArgs& a, const Exec& exec) {
+    if (!exec.device.is_cuda()) return attention_backward(a, exec);
+    cuda::own_attention_backward(a, exec.stream);
+}
+/// errors: runtime_error where the library does not take it
+inline void library_attention(const AttentionArgs& a, const Exec& exec) {
+    if (!exec.device.is_cuda()) return attention_forward(a, exec);
+    if (!cuda::library_attention_forward(a, exec.stream))
+        throw std::runtime_error("the library takes no such attention");
+}
+/// With room for `Bytes` of d_s at a time: little room makes pieces.
+template <std::int64_t Bytes>
+void library_attention_gradient(const AttentionBackwardArgs& a, const Exec& exec) {
+    if (!exec.device.is_cuda()) return attention_backward(a, exec);
+    if (!cuda::library_attention_backward(a, exec.stream, Bytes))
+        throw std::runtime_error("the library takes no such attention");
 }
 
 /// Copies of host tensors on a device, each between guard bytes. Views of the same memory share

@@ -153,7 +153,7 @@ void cache_append(LayerCache& cache, const KeyRows& keys, const std::vector<std:
 
 void cache_query(const LayerCache& cache, const BlockContext& c, const BlockWeights& w,
                  const BlockSaved& s, const std::vector<std::int64_t>& rows) {
-    if (!cache.k.view.empty()) return attend_forward(c, w, s, cache.k, cache.v);
+    if (!cache.k.view.empty()) return attend_forward(c, w, s, cache.k, cache.v, false);
     require(!cache.trees.empty(), "cache_query: layer", "dense or tree", "a window");
     require_cpu(c.exec, "decoding with a tree of keys");
     const std::int64_t hd = c.dims.head_dim;

@@ -144,7 +144,7 @@ void importance_forward(const BlockContext& c, const BlockWeights& w, const Bloc
 }
 
 void attend_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
-                    ConstTensorView k, ConstTensorView v) {
+                    ConstTensorView k, ConstTensorView v, bool causal) {
     const LayerAttention kind = kind_of(c);
     const auto run = [&](auto args, auto forward) {
         args.out = by_batch(s.attn, c.acts, c.dims.head_dim);
@@ -156,7 +156,8 @@ void attend_forward(const BlockContext& c, const BlockWeights& w, const BlockSav
     if (kind == LayerAttention::dense) {
         AttentionArgs args{.key_begin = c.acts.key_begin,
                            .key_end = c.acts.key_end,
-                           .scale = attention_scale(c.dims)};
+                           .scale = attention_scale(c.dims),
+                           .causal = causal};
         args.q = by_batch(ConstTensorView(s.q), c.acts, c.dims.head_dim);
         return run(args, attention_forward);
     }
@@ -183,7 +184,8 @@ void attend_backward(const BlockContext& c, const BlockWeights& w, const BlockWe
     if (kind == LayerAttention::dense) {
         AttentionBackwardArgs args{.key_begin = c.acts.key_begin,
                                    .key_end = c.acts.key_end,
-                                   .scale = attention_scale(c.dims)};
+                                   .scale = attention_scale(c.dims),
+                                   .causal = true};
         args.q = by_batch(ConstTensorView(s.q), c.acts, c.dims.head_dim);
         set_gradients(args, c, s);
         attention_backward(args, c.exec);

@@ -27,9 +27,10 @@ View by_batch(const View& x, const Activations& a, std::int64_t head_dim) {
 void importance_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s);
 
 /// s.attn, s.lse and s.selection from s.q and k, v (micro_batch, k_len, n_kv_heads, head_dim);
-/// other kinds than dense need k_len = seq_len.     comm: none
+/// other kinds than dense need k_len = seq_len. causal: k and v are those of the queries' tokens,
+/// and every one of these sees itself last (AttentionArgs).     comm: none
 void attend_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
-                    ConstTensorView k, ConstTensorView v);
+                    ConstTensorView k, ConstTensorView v, bool causal);
 
 /// d_q, d_k, d_v in the scratch from its d_attn; where the layer selects keys its d_importance,
 /// too, and the gradients of sinks, importance weights and biases.     comm: none

@@ -118,7 +118,7 @@ void block_forward(const BlockContext& c, const BlockWeights& w, const BlockSave
                    ConstTensorView x_in, TensorView x_out) {
     block_qkv(c, w, s, x_in);
     attend_forward(c, w, s, by_batch(s.k, c.acts, c.dims.head_dim),
-                   by_batch(s.v, c.acts, c.dims.head_dim));
+                   by_batch(s.v, c.acts, c.dims.head_dim), true);
     block_finish(c, w, s, x_in, x_out);
 }
 
