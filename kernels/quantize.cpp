@@ -64,8 +64,8 @@ void quantization_loss(const QuantizationLossArgs& args, const Exec& exec) {
             "quantization_loss: dtype of x", "fp32, bf16 or fp16", dtype_name(x));
     require_dtype(args.sums, DType::fp64, "quantization_loss: sums");
     require_numel(args.sums, 4, "quantization_loss: sums");
-    require_cpu(exec, "quantization_loss");
-    cpu::quantization_loss(args);
+    exec.device.is_cuda() ? cuda::quantization_loss(args, exec.stream)
+                          : cpu::quantization_loss(args);
 }
 
 }  // namespace stoa

@@ -43,6 +43,14 @@ STOA_DEVICE inline std::int32_t warp_max(std::int32_t value) {
     return shuffle(value, 0);
 }
 
+/// The sum over a warp, in one tree, for all of its threads.
+template <class W>
+STOA_DEVICE W warp_sum(W value) {
+    for (int half = kWarp / 2; half > 0; half /= 2)
+        value += shuffle_down(value, half);
+    return shuffle(value, 0);
+}
+
 constexpr int kThreads = 256;
 
 }  // namespace stoa::cuda

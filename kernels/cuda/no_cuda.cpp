@@ -54,6 +54,7 @@ void flag_nonfinite(TensorView, ConstTensorView, Stream) { refuse(); }
 void adamw(const AdamwArgs&, Stream) { refuse(); }
 void quantize(const QuantizeArgs&, Stream) { refuse(); }
 void dequantize(const DequantizeArgs&, Stream) { refuse(); }
+void quantization_loss(const QuantizationLossArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

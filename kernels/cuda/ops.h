@@ -38,6 +38,8 @@ void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream);
 void adamw(const AdamwArgs& args, Stream stream);
 void quantize(const QuantizeArgs& args, Stream stream);
 void dequantize(const DequantizeArgs& args, Stream stream);
+/// Its sums of squares go in another order than the CPU's, the same in every run of a shape.
+void quantization_loss(const QuantizationLossArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/host/fibers.h"
 #include "kernels/cuda/lane_groups.h"
+#include "kernels/cuda/transpose_codes.h"
 #include "tests/conformance/conformance.h"
 #include "tests/support/execs.h"
 #include "tests/support/kernel_checks.h"
@@ -108,7 +109,8 @@ TEST_CASE("each barrier that is taken away is missed") {
 
 TEST_CASE("each barrier of the real kernels is needed") {
     // Ops whose kernels share memory, with as many barriers as a thread passes.
-    const Tensor x = random_tensor({200, 300}, DType::fp32, 1), codes({200, 300}, DType::e4m3);
+    const Tensor x = random_tensor({200, 300}, DType::fp32, 1), codes({200, 300}, DType::e4m3),
+                 turned({300, 200}, DType::e4m3);
     const Exec exec = available_execs().back();
     const auto run_quantize = [&](QuantBlocks blocks) {
         const Tensor scale(scale_shape({200, 300}, blocks), DType::e8m0);
@@ -120,7 +122,8 @@ TEST_CASE("each barrier of the real kernels is needed") {
     const Tensor rows = random_tensor({300, 40}, DType::fp32, 2), gains({40}, DType::fp32),
                  rstd({300}, DType::fp32);
     const std::vector<std::function<void()>> ops = {
-        [&] { run_quantize(QuantBlocks::column); }, [&] { run_quantize(QuantBlocks::square); },
+        [&] { run_quantize(QuantBlocks::column); },
+        [&] { run_quantize(QuantBlocks::square); },
         [&] {
             run(cross_entropy_exp_sum,
                 {.exp_sum = Tensor({200}, DType::fp32),
@@ -152,7 +155,8 @@ TEST_CASE("each barrier of the real kernels is needed") {
                  .weight = gains,
                  .rstd = rstd},
                 exec);
-        }};
+        },
+        [&] { transpose_codes(turned.view.data, codes.view.data, 200, 300, exec.stream); }};
     int missed = 0;
     for (std::size_t i = 0; i < ops.size(); ++i) {
         host::reset_counts();
@@ -168,7 +172,26 @@ TEST_CASE("each barrier of the real kernels is needed") {
         const host::MutationScope scope({.shift_index = 1});
         CHECK(message_of(ops[i]).find("of a shared array of") != std::string::npos);
     }
-    CHECK(missed == 1 + 2 + 1 + 8 + 3);
+    CHECK(missed == 1 + 2 + 1 + 8 + 3 + 1);
+}
+
+TEST_CASE("codes are transposed, whatever their shape") {
+    for (const Shape& s : {Shape{1, 1}, Shape{128, 128}, Shape{3, 130}, Shape{257, 31}}) {
+        const Tensor x = random_tensor({s[0], s[1]}, DType::fp32, 1), codes(s, DType::e4m3);
+        stoa::quantize({.codes = codes,
+                        .scale = Tensor(scale_shape(s, QuantBlocks::row), DType::e8m0),
+                        .x = x},
+                       {});
+        const PoisonedTensor turned = poisoned_tensor({s[1], s[0]}, DType::e4m3);
+        transpose_codes(turned.view.data, codes.view.data, s[0], s[1], {});
+        std::int64_t wrong = 0;
+        for (std::int64_t r = 0; r < s[0]; ++r)
+            for (std::int64_t c = 0; c < s[1]; ++c)
+                wrong += codes.view.data[r * s[1] + c] != turned.view.data[c * s[0] + r];
+        CAPTURE(s.str());
+        CHECK(wrong == 0);
+        CHECK(turned.guards_intact());
+    }
 }
 
 TEST_CASE("an index that is off by one is found") {

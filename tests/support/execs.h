@@ -47,6 +47,7 @@ inline auto tensors(AdamwArgs& a) {
 }
 inline auto tensors(QuantizeArgs& a) { return std::tie(a.codes, a.scale, a.nonfinite, a.x); }
 inline auto tensors(DequantizeArgs& a) { return std::tie(a.y, a.codes, a.scale); }
+inline auto tensors(QuantizationLossArgs& a) { return std::tie(a.sums, a.x); }
 inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
 inline auto tensors(MatmulArgs& a) { return std::tie(a.c, a.a, a.b, a.a_scale, a.b_scale); }
 

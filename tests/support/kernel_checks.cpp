@@ -311,6 +311,16 @@ void check_quantize(Checker& c) {
                     }
 }
 
+void check_quantization_loss(Checker& c) {
+    c.begin("quantization_loss");
+    for (const Shape& s : c.large ? std::vector<Shape>{{4096, 1024}, {1000, 777}}
+                                  : std::vector<Shape>{{1, 1}, {3, 127}, {65, 300}})
+        for (const DType t : {DType::fp32, DType::bf16, DType::fp16})
+            both(c, quantization_loss,
+                 {.sums = random_tensor({4}, DType::fp64, 1), .x = random_tensor(s, t, 4)},
+                 named(t, s), 1e-12);
+}
+
 void check_embedding(Checker& c) {
     c.begin("embedding");
     struct Case {
@@ -555,6 +565,7 @@ std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool librar
     check_rms_norm(c);
     check_rope_and_swiglu(c);
     check_quantize(c);
+    check_quantization_loss(c);
     check_embedding(c);
     check_cross_entropy(c);
     check_adamw(c);
