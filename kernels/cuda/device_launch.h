@@ -52,6 +52,8 @@ __device__ inline std::uint32_t warp_ballot(bool bit) { return __ballot_sync(0xf
 /// The index of the lowest bit that is set; bits is not 0.
 __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
+__device__ inline int count_bits(std::uint32_t bits) { return __popc(bits); }
+
 __device__ inline void atomic_or(std::int32_t* to, std::int32_t bits) { atomicOr(to, bits); }
 /// Integers only: their sums do not depend on the order.
 __device__ inline void atomic_add(std::int64_t* to, std::int64_t value) {

@@ -51,6 +51,17 @@ STOA_DEVICE W warp_sum(W value) {
     return shuffle(value, 0);
 }
 
+/// The first token behind the document that begins at `begin`; a warp looks.
+STOA_DEVICE inline std::int64_t document_end(const std::int32_t* begins, std::int64_t begin,
+                                             std::int64_t len) {
+    for (std::int64_t t = begin; t < len; t += kWarp) {
+        const std::int64_t own = t + thread_index() % kWarp;
+        const std::uint32_t others = warp_ballot(own < len && begins[own] != begin);
+        if (others != 0) return t + lowest_bit(others);
+    }
+    return len;
+}
+
 constexpr int kThreads = 256;
 
 }  // namespace stoa::cuda

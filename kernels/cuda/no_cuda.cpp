@@ -55,6 +55,12 @@ void adamw(const AdamwArgs&, Stream) { refuse(); }
 void quantize(const QuantizeArgs&, Stream) { refuse(); }
 void dequantize(const DequantizeArgs&, Stream) { refuse(); }
 void quantization_loss(const QuantizationLossArgs&, Stream) { refuse(); }
+void select_keys(const SelectKeysArgs&, Stream) { refuse(); }
+void importance_attention_forward(const ImportanceAttentionArgs&, Stream) { refuse(); }
+void importance_attention_backward(const ImportanceAttentionBackwardArgs&, Stream) { refuse(); }
+void importance_distil(const ImportanceDistilArgs&, Stream) { refuse(); }
+void importance_gate_forward(const ImportanceGateArgs&, Stream) { refuse(); }
+void importance_gate_backward(const ImportanceGateBackwardArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

@@ -7,6 +7,9 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/importance_attention.h"
+#include "kernels/importance_distil.h"
+#include "kernels/importance_gate.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
@@ -40,6 +43,12 @@ void quantize(const QuantizeArgs& args, Stream stream);
 void dequantize(const DequantizeArgs& args, Stream stream);
 /// Its sums of squares go in another order than the CPU's, the same in every run of a shape.
 void quantization_loss(const QuantizationLossArgs& args, Stream stream);
+void select_keys(const SelectKeysArgs& args, Stream stream);
+void importance_attention_forward(const ImportanceAttentionArgs& args, Stream stream);
+void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, Stream stream);
+void importance_distil(const ImportanceDistilArgs& args, Stream stream);
+void importance_gate_forward(const ImportanceGateArgs& args, Stream stream);
+void importance_gate_backward(const ImportanceGateBackwardArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

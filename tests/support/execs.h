@@ -48,6 +48,22 @@ inline auto tensors(AdamwArgs& a) {
 inline auto tensors(QuantizeArgs& a) { return std::tie(a.codes, a.scale, a.nonfinite, a.x); }
 inline auto tensors(DequantizeArgs& a) { return std::tie(a.y, a.codes, a.scale); }
 inline auto tensors(QuantizationLossArgs& a) { return std::tie(a.sums, a.x); }
+inline auto tensors(SelectKeysArgs& a) { return std::tie(a.expiry, a.importance, a.key_begin); }
+inline auto tensors(ImportanceAttentionArgs& a) {
+    return std::tie(a.out, a.lse, a.q, a.k, a.v, a.expiry, a.key_begin, a.gate, a.sink_logit,
+                    a.dense_rows);
+}
+inline auto tensors(ImportanceAttentionBackwardArgs& a) {
+    return std::tie(a.d_q, a.d_k, a.d_v, a.d_gate, a.d_sink, a.far_mass, a.d_out, a.out, a.lse, a.q,
+                    a.k, a.v, a.expiry, a.key_begin, a.gate, a.sink_logit, a.dense_rows);
+}
+inline auto tensors(ImportanceDistilArgs& a) {
+    return std::tie(a.d_importance, a.importance, a.key_begin, a.targets);
+}
+inline auto tensors(ImportanceGateArgs& a) { return std::tie(a.gate, a.importance, a.bias); }
+inline auto tensors(ImportanceGateBackwardArgs& a) {
+    return std::tie(a.d_gate, a.d_bias, a.importance);
+}
 inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
 inline auto tensors(MatmulArgs& a) { return std::tie(a.c, a.a, a.b, a.a_scale, a.b_scale); }
 
