@@ -61,6 +61,8 @@ void importance_attention_backward(const ImportanceAttentionBackwardArgs&, Strea
 void importance_distil(const ImportanceDistilArgs&, Stream) { refuse(); }
 void importance_gate_forward(const ImportanceGateArgs&, Stream) { refuse(); }
 void importance_gate_backward(const ImportanceGateBackwardArgs&, Stream) { refuse(); }
+void tree_attention_forward(const TreeAttentionArgs&, Stream) { refuse(); }
+void tree_attention_backward(const TreeAttentionBackwardArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

@@ -16,6 +16,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "kernels/tree_attention.h"
 
 namespace stoa::cuda {
 
@@ -49,6 +50,8 @@ void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, 
 void importance_distil(const ImportanceDistilArgs& args, Stream stream);
 void importance_gate_forward(const ImportanceGateArgs& args, Stream stream);
 void importance_gate_backward(const ImportanceGateBackwardArgs& args, Stream stream);
+void tree_attention_forward(const TreeAttentionArgs& args, Stream stream);
+void tree_attention_backward(const TreeAttentionBackwardArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

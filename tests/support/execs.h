@@ -64,6 +64,13 @@ inline auto tensors(ImportanceGateArgs& a) { return std::tie(a.gate, a.importanc
 inline auto tensors(ImportanceGateBackwardArgs& a) {
     return std::tie(a.d_gate, a.d_bias, a.importance);
 }
+inline auto tensors(TreeAttentionArgs& a) {
+    return std::tie(a.out, a.lse, a.selection, a.q, a.k, a.v, a.key_begin, a.gate, a.sink_logit);
+}
+inline auto tensors(TreeAttentionBackwardArgs& a) {
+    return std::tie(a.d_q, a.d_k, a.d_v, a.d_gate, a.d_sink, a.d_out, a.out, a.lse, a.selection,
+                    a.q, a.k, a.v, a.key_begin, a.gate, a.sink_logit);
+}
 inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
 inline auto tensors(MatmulArgs& a) { return std::tie(a.c, a.a, a.b, a.a_scale, a.b_scale); }
 

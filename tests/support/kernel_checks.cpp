@@ -578,6 +578,71 @@ void check_importance(Checker& c) {
     }
 }
 
+struct TreeCase {
+    std::int64_t batch, len, n_heads, n_kv_heads, dim, document;
+    TreeRule rule;
+};
+void check_tree_case(Checker& c, const TreeCase& s, DType t) {
+    const DType wide = wide_dtype(t);
+    const std::string where = named(t, {s.len, s.n_heads, s.n_kv_heads, s.dim});
+    const Shape columns{s.batch, s.len, s.n_kv_heads}, keys{s.batch, s.len, s.n_kv_heads, s.dim},
+        queries{s.batch, s.len, s.n_heads, s.dim};
+    const Tensor key_begin = packed_documents(s.batch, s.len, s.document),
+                 q = random_tensor(queries, t, 1, 2.0), k = random_tensor(keys, t, 2, 2.0),
+                 v = random_tensor(keys, t, 3), gate = random_gates(columns, wide, 5),
+                 sink = random_tensor({s.n_heads}, wide, 6), out(queries, t),
+                 lse({s.batch, s.n_heads, s.len}, wide),
+                 selection({s.batch * s.n_kv_heads, s.len, tree_levels(s.rule, s.len),
+                            tree_slots(s.rule)},
+                           DType::int32);
+    both(c, tree_attention_forward,
+         {.out = out,
+          .lse = lse,
+          .selection = selection,
+          .q = q,
+          .k = k,
+          .v = v,
+          .key_begin = key_begin,
+          .gate = gate,
+          .sink_logit = sink,
+          .rule = s.rule,
+          .scale = 0.3},
+         where, library_tolerance(t));
+    both(c, tree_attention_backward,
+         {.d_q = Tensor(queries, t),
+          .d_k = Tensor(keys, t),
+          .d_v = Tensor(keys, t),
+          .d_gate = Tensor(columns, wide),
+          .d_sink = Tensor({s.batch, s.len, s.n_heads}, wide),
+          .d_out = random_tensor(queries, t, 9),
+          .out = out,
+          .lse = lse,
+          .selection = selection,
+          .q = q,
+          .k = k,
+          .v = v,
+          .key_begin = key_begin,
+          .gate = gate,
+          .sink_logit = sink,
+          .rule = s.rule,
+          .scale = 0.3},
+         where + " backward", library_tolerance(t));
+}
+
+void check_tree(Checker& c) {
+    c.begin("tree");
+    for (const TreeCase& s :
+         c.large ? std::vector<TreeCase>{{1, 3000, 2, 1, 40, 2200, {128, 16, 8, 4, 4}}}
+                 : std::vector<TreeCase>{{2, 30, 4, 2, 8, 17, {4, 2, 2, 1, 1}},
+                                         {1, 200, 2, 1, 16, 1000, {16, 4, 3, 2, 4}},
+                                         {1, 230, 1, 1, 18, 1000, {8, 8, 2, 3, 0}},
+                                         {2, 130, 4, 2, 8, 90, {8, 1, 4, 2, 1}},
+                                         {1, 150, 9, 1, 4, 140, {12, 6, 9, 2, 3}},
+                                         {1, 210, 2, 1, 300, 150, {40, 20, 2, 2, 5}}})
+        for (const DType t : kTypes)
+            check_tree_case(c, s, t);
+}
+
 /// 8-bit operands are quantised from fp32.
 struct Operand {
     Tensor x, scale;
@@ -681,6 +746,7 @@ std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool librar
     check_adamw(c);
     check_random_normal(c);
     check_importance(c);
+    check_tree(c);
     if (library) check_matmul(c);
     return c.all;
 }
