@@ -13,7 +13,8 @@ template <class X, class Y, class W = Wide<X>>
 STOA_DEVICE W chain_dot(const X* x, W scale, const Y* y, std::int64_t dim) {
     W sum = 0;
     for (std::int64_t c = 0; c < dim; c += kPack) {
-        const auto a = load_pack<kPack>(x, c, dim), b = load_pack<kPack>(y, c, dim);
+        const auto a = load_pack<kPack>(x, c, dim);
+        const auto b = load_pack<kPack>(y, c, dim);
         for (int i = 0; i < kPack; ++i)
             sum = fused(W{widen(a.v[i])} * scale, W{widen(b.v[i])}, sum);
     }

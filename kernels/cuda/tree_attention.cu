@@ -65,7 +65,7 @@ struct Descent {
                 const W before = g == 0 ? W{0} : score.read(static_cast<int>(j));
                 score.write(static_cast<int>(j), before + (share == share ? share : W{0}));
             }
-            sync_block();  // the next head's bounds come
+            if (g + 1 < group) sync_block();  // before the next head's bounds
         }
     }
     /// Expands what is best of a level's candidates; returns how many.
