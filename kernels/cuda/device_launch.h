@@ -6,6 +6,7 @@
 #define STOA_KERNEL __global__
 #define STOA_DEVICE __device__
 #define STOA_UNROLL_8 _Pragma("unroll 8")
+#define STOA_CONSTANT const __grid_constant__  // a parameter that each thread reads where it lies
 
 namespace stoa::cuda {
 

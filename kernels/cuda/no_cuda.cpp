@@ -36,6 +36,7 @@ CudaStream::~CudaStream() = default;
 
 void matmul(const MatmulArgs&, Stream) { refuse(); }
 void rms_norm_forward(const RmsNormArgs&, Stream) { refuse(); }
+void rms_norm_add(const RmsNormAddArgs&, Stream) { refuse(); }
 void rms_norm_backward(const RmsNormBackwardArgs&, Stream) { refuse(); }
 void rope_table(TensorView, TensorView, const RopeAngles&, Stream) { refuse(); }
 void rope(const RopeArgs&, Stream) { refuse(); }
@@ -63,6 +64,10 @@ void importance_gate_forward(const ImportanceGateArgs&, Stream) { refuse(); }
 void importance_gate_backward(const ImportanceGateBackwardArgs&, Stream) { refuse(); }
 void tree_attention_forward(const TreeAttentionArgs&, Stream) { refuse(); }
 void tree_attention_backward(const TreeAttentionBackwardArgs&, Stream) { refuse(); }
+void quantize_two_way(const QuantizeTwoWayArgs&, Stream) { refuse(); }
+void swiglu_quantize(const SwigluQuantizeArgs&, Stream) { refuse(); }
+void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs&, Stream) { refuse(); }
+void rms_norm_quantize(const RmsNormQuantizeArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

@@ -7,6 +7,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/fused_quantize.h"
 #include "kernels/importance_attention.h"
 #include "kernels/importance_distil.h"
 #include "kernels/importance_gate.h"
@@ -22,6 +23,7 @@ namespace stoa::cuda {
 
 void matmul(const MatmulArgs& args, Stream stream);
 void rms_norm_forward(const RmsNormArgs& args, Stream stream);
+void rms_norm_add(const RmsNormAddArgs& args, Stream stream);
 void rms_norm_backward(const RmsNormBackwardArgs& args, Stream stream);
 /// Computed on the host; waits for the stream.
 void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles, Stream stream);
@@ -52,6 +54,10 @@ void importance_gate_forward(const ImportanceGateArgs& args, Stream stream);
 void importance_gate_backward(const ImportanceGateBackwardArgs& args, Stream stream);
 void tree_attention_forward(const TreeAttentionArgs& args, Stream stream);
 void tree_attention_backward(const TreeAttentionBackwardArgs& args, Stream stream);
+void quantize_two_way(const QuantizeTwoWayArgs& args, Stream stream);
+void swiglu_quantize(const SwigluQuantizeArgs& args, Stream stream);
+void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs& args, Stream stream);
+void rms_norm_quantize(const RmsNormQuantizeArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

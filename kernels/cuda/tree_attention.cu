@@ -102,7 +102,8 @@ struct Descent {
 };
 
 template <class T, class W = Wide<T>>
-STOA_KERNEL void descend_kernel(std::int32_t* selection, TreeInputs<T> in, int candidates) {
+STOA_KERNEL void descend_kernel(std::int32_t* selection, STOA_CONSTANT TreeInputs<T> in,
+                                int candidates) {
     SharedMemory memory;
     const TreeShape& n = in.n;
     const std::int64_t row = block_index() % n.len, pair = block_index() / n.len,
@@ -131,7 +132,8 @@ STOA_KERNEL void descend_kernel(std::int32_t* selection, TreeInputs<T> in, int c
 }
 
 template <class T, class W = Wide<T>>
-STOA_KERNEL void attend_kernel(T* out, W* lse, const std::int32_t* selection, TreeInputs<T> in) {
+STOA_KERNEL void attend_kernel(T* out, W* lse, const std::int32_t* selection,
+                               STOA_CONSTANT TreeInputs<T> in) {
     SharedMemory memory;
     const TreeShape& n = in.n;
     const int warps = block_threads() / kWarp, lane = thread_index() % kWarp;

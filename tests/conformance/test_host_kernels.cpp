@@ -132,7 +132,8 @@ TEST_CASE("each barrier that is taken away is missed") {
 
 TEST_CASE("each barrier of the real kernels is needed") {
     const Tensor x = random_tensor({200, 300}, DType::fp32, 1), codes({200, 300}, DType::e4m3),
-                 turned({300, 200}, DType::e4m3);
+                 turned({300, 200}, DType::e4m3),
+                 column_scale(scale_shape({200, 300}, QuantBlocks::column), DType::e8m0);
     const Exec exec = available_execs().back();
     const auto run_quantize = [&](QuantBlocks blocks) {
         const Tensor scale(scale_shape({200, 300}, blocks), DType::e8m0);
@@ -178,8 +179,12 @@ TEST_CASE("each barrier of the real kernels is needed") {
                  .rstd = rstd},
                 exec);
         },
-        [&] { transpose_codes(turned.view.data, codes.view.data, 200, 300, exec.stream); }};
-    needs_each_barrier(ops, 1 + 2 + 1 + 8 + 3 + 1);
+        [&] { transpose_codes(turned.view.data, codes.view.data, 200, 300, exec.stream); },
+        [&] {
+            run(quantize_two_way,
+                {.codes = {.column = codes, .column_scale = column_scale}, .x = x}, exec);
+        }};
+    needs_each_barrier(ops, 1 + 2 + 1 + 8 + 3 + 1 + 1);
 }
 
 TEST_CASE("each barrier of the sparse attentions is needed") {

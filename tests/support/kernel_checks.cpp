@@ -331,6 +331,81 @@ void check_quantization_loss(Checker& c) {
                  named(t, s), 1e-12);
 }
 
+void check_rms_norm_add(Checker& c) {
+    c.begin("rms_norm_add");
+    for (const Shape& s : row_shapes(c))
+        for (const DType t : kTypes)
+            for (const DType d : {t, wide_dtype(t)})
+                for (const DType y : {t, wide_dtype(t)}) {
+                    const Tensor x = random_tensor(s, t, 1), sum(s, t);
+                    for (const TensorView& to : {sum.view, x.view})
+                        both(c, rms_norm_add,
+                             {.sum = to,
+                              .y = Tensor(s, y),
+                              .rstd = Tensor({s.numel() / s[s.rank - 1]}, wide_dtype(t)),
+                              .x = x,
+                              .delta = random_tensor(s, d, 2),
+                              .weight = random_tensor({s[s.rank - 1]}, wide_dtype(t), 3)},
+                             named(t, s));
+                }
+}
+
+void check_fused_quantize(Checker& c) {
+    c.begin("fused quantize");
+    for (const Shape& s : c.large ? std::vector<Shape>{{4096, 1024}, {1000, 777}}
+                                  : std::vector<Shape>{{1, 1}, {3, 127}, {130, 129}, {257, 128}})
+        for (const DType t : {DType::fp32, DType::bf16, DType::fp16})
+            for (const DType code : {DType::e4m3, DType::e5m2})
+                for (const int ways : {1, 2, 3}) {
+                    std::vector<Tensor> owned;
+                    const auto room = [&](bool wanted, Shape shape, DType type) {
+                        if (!wanted) return TensorView{};
+                        owned.emplace_back(shape, type);
+                        return owned.back().view;
+                    };
+                    const auto codes = [&] {
+                        const Shape row = scale_shape(s, QuantBlocks::row),
+                                    column = scale_shape(s, QuantBlocks::column);
+                        return TwoWayCodes{room((ways & 1) != 0, s, code),
+                                           room((ways & 1) != 0, row, DType::e8m0),
+                                           room((ways & 2) != 0, s, code),
+                                           room((ways & 2) != 0, column, DType::e8m0)};
+                    };
+                    const std::string where = named(t, s) + " ways " + std::to_string(ways);
+                    const Tensor gate = random_tensor(s, t, 1, 8.0), up = random_tensor(s, t, 2),
+                                 d_y = random_tensor(s, t, 3), flag({1}, DType::int32);
+                    flag.as<std::int32_t>()[0] = 4;
+                    for (const Tensor& x : {any_bits(s, t, 5), random_tensor(s, t, 6)})
+                        both(c, quantize_two_way, {.codes = codes(), .nonfinite = flag, .x = x},
+                             where);
+                    both(c, swiglu_quantize,
+                         {.codes = codes(),
+                          .y = Tensor(s, t),
+                          .nonfinite = flag,
+                          .gate = gate,
+                          .up = up},
+                         where + " swiglu");
+                    both(c, swiglu_quantize_backward,
+                         {.d_gate_codes = codes(),
+                          .d_up_codes = codes(),
+                          .d_gate = gate,
+                          .d_up = up,
+                          .nonfinite = flag,
+                          .d_y = d_y,
+                          .gate = gate,
+                          .up = up},
+                         where + " swiglu backward");
+                    both(c, rms_norm_quantize,
+                         {.codes = codes(),
+                          .y = Tensor(s, t),
+                          .rstd = Tensor({s[0]}, DType::fp32),
+                          .nonfinite = flag,
+                          .x = d_y,
+                          .weight = random_tensor({s[1]}, DType::fp32, 7)},
+                         where + " norm");
+                }
+}
+
 void check_embedding(Checker& c) {
     c.begin("embedding");
     struct Case {
@@ -743,6 +818,8 @@ std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool librar
     check_rope_and_swiglu(c);
     check_quantize(c);
     check_quantization_loss(c);
+    check_rms_norm_add(c);
+    check_fused_quantize(c);
     check_embedding(c);
     check_cross_entropy(c);
     check_adamw(c);

@@ -9,6 +9,7 @@
 #define STOA_KERNEL
 #define STOA_DEVICE
 #define STOA_UNROLL_8
+#define STOA_CONSTANT const
 
 namespace stoa::cuda {
 
