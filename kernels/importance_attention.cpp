@@ -2,6 +2,7 @@
 
 #include "kernels/attention_checks.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 namespace {
@@ -15,6 +16,7 @@ void require_dense_rows(const ConstTensorView& rows, std::int64_t batch, std::in
     require(rows.shape.rank == 2 && rows.shape[0] == batch, kName, "(batch, rows)",
             rows.shape.str());
     require_dtype(rows, DType::int32, kName);
+    if (rows.device.is_cuda()) return;  // the host does not read device memory
     for (std::int64_t b = 0; b < batch; ++b) {
         std::int32_t before = -1;
         for (const std::int32_t t : rows.row<std::int32_t>(b)) {
@@ -64,7 +66,6 @@ void require_attention(const Args& a) {
 }  // namespace
 
 void select_keys(const SelectKeysArgs& args, const Exec& exec) {
-    require_cpu(exec, "select_keys");
     require_rule(args.rule);
     require(args.expiry.shape.rank == 3, "select_keys: expiry", "(batch, n_kv_heads, len)",
             args.expiry.shape.str());
@@ -75,17 +76,16 @@ void select_keys(const SelectKeysArgs& args, const Exec& exec) {
     require_documents(args.key_begin, batch, len, "select_keys: key_begin");
     if (args.rule.keep > 0)
         require_shape(args.importance, {batch, len, heads}, "select_keys: importance");
-    cpu::select_keys(args);
+    exec.device.is_cuda() ? cuda::select_keys(args, exec.stream) : cpu::select_keys(args);
 }
 
 void importance_attention_forward(const ImportanceAttentionArgs& args, const Exec& exec) {
-    require_cpu(exec, "importance_attention");
     require_attention(args);
-    cpu::importance_attention_forward(args);
+    exec.device.is_cuda() ? cuda::importance_attention_forward(args, exec.stream)
+                          : cpu::importance_attention_forward(args);
 }
 
 void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, const Exec& exec) {
-    require_cpu(exec, "importance_attention");
     require_attention(args);
     require_shape(args.q, {args.k.shape[0], args.k.shape[1], args.q.shape[2], args.k.shape[3]},
                   "importance_attention: q of a backward");
@@ -103,7 +103,8 @@ void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, 
                       "importance_attention: far_mass");
         require_dtype(args.far_mass, wide_dtype(args.q.dtype), "importance_attention: far_mass");
     }
-    cpu::importance_attention_backward(args);
+    exec.device.is_cuda() ? cuda::importance_attention_backward(args, exec.stream)
+                          : cpu::importance_attention_backward(args);
 }
 
 }  // namespace stoa

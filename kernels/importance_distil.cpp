@@ -2,11 +2,11 @@
 
 #include "kernels/attention_checks.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 
 void importance_distil(const ImportanceDistilArgs& args, const Exec& exec) {
-    require_cpu(exec, "importance_distil");
     require_rule(args.rule);
     require(args.importance.shape.rank == 3, "importance_distil: importance",
             "(batch, len, n_kv_heads)", args.importance.shape.str());
@@ -18,7 +18,8 @@ void importance_distil(const ImportanceDistilArgs& args, const Exec& exec) {
     require_documents(args.key_begin, batch, len, "importance_distil: key_begin");
     require_numel(args.targets, batch * len, "importance_distil: targets");
     require_dtype(args.targets, DType::int32, "importance_distil: targets");
-    cpu::importance_distil(args);
+    exec.device.is_cuda() ? cuda::importance_distil(args, exec.stream)
+                          : cpu::importance_distil(args);
 }
 
 }  // namespace stoa

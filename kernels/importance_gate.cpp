@@ -1,6 +1,7 @@
 #include "kernels/importance_gate.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 
@@ -11,8 +12,8 @@ void importance_gate_forward(const ImportanceGateArgs& a, const Exec& exec) {
     for (const ConstTensorView& t :
          {ConstTensorView(a.gate), ConstTensorView(a.importance), a.bias})
         require_dtype(t, wide, "importance_gate: dtype");
-    require_cpu(exec, "importance_gate");
-    cpu::importance_gate_forward(a);
+    exec.device.is_cuda() ? cuda::importance_gate_forward(a, exec.stream)
+                          : cpu::importance_gate_forward(a);
 }
 
 void importance_gate_backward(const ImportanceGateBackwardArgs& a, const Exec& exec) {
@@ -20,8 +21,8 @@ void importance_gate_backward(const ImportanceGateBackwardArgs& a, const Exec& e
     require_numel(a.d_bias, a.importance.cols(), "importance_gate: d_bias");
     for (const ConstTensorView& t : {ConstTensorView(a.d_gate), ConstTensorView(a.d_bias)})
         require_dtype(t, a.importance.dtype, "importance_gate: dtype");
-    require_cpu(exec, "importance_gate");
-    cpu::importance_gate_backward(a);
+    exec.device.is_cuda() ? cuda::importance_gate_backward(a, exec.stream)
+                          : cpu::importance_gate_backward(a);
 }
 
 }  // namespace stoa

@@ -17,6 +17,26 @@ void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
     exec.device.is_cuda() ? cuda::rms_norm_forward(args, exec.stream) : cpu::rms_norm_forward(args);
 }
 
+void rms_norm_add(const RmsNormAddArgs& args, const Exec& exec) {
+    const ConstTensorView& x = args.x;
+    for (const ConstTensorView& t :
+         {ConstTensorView(args.sum), ConstTensorView(args.y), args.delta})
+        require_shape(t, x.shape, "rms_norm_add: shape");
+    require_dtype(args.sum, x.dtype, "rms_norm_add: sum");
+    require(args.delta.dtype == x.dtype || args.delta.dtype == wide_dtype(x.dtype),
+            "rms_norm_add: dtype of delta", "that of x or fp32", dtype_name(args.delta.dtype));
+    require_numel(args.weight, x.cols(), "rms_norm_add: weight");
+    require_numel(args.rstd, x.rows(), "rms_norm_add: rstd");
+    require(wide_dtype(args.y.dtype) == wide_dtype(x.dtype), "rms_norm_add: dtype of y",
+            "fp64 exactly where x is", dtype_name(args.y.dtype));
+    require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm_add: weight");
+    require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm_add: rstd");
+    if (exec.device.is_cuda()) return cuda::rms_norm_add(args, exec.stream);
+    cpu::add(args.sum, x, args.delta);
+    cpu::rms_norm_forward(
+        {.y = args.y, .rstd = args.rstd, .x = args.sum, .weight = args.weight, .eps = args.eps});
+}
+
 void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {
     const ConstTensorView& x = args.x;
     require_shape(args.d_x, x.shape, "rms_norm: d_x");

@@ -15,6 +15,16 @@ struct RmsNormArgs {
 };
 void rms_norm_forward(const RmsNormArgs& args, const Exec& exec);
 
+/// The residual stream and its next norm: sum = x + delta, rounded to its dtype, then y and rstd of
+/// sum: the bytes of add and rms_norm_forward, in one read.
+/// shapes, dtype: as above; sum, x alike; delta as x or Wide     sum may be x
+struct RmsNormAddArgs {
+    TensorView sum, y, rstd;
+    ConstTensorView x, delta, weight;
+    double eps = 1e-6;
+};
+void rms_norm_add(const RmsNormAddArgs& args, const Exec& exec);
+
 /// With g = d_y * weight:  d_x (+)= rstd * (g - x * rstd^2 * mean(g * x));
 ///                         d_weight += sum_rows d_y * x * rstd, in the order of the rows
 /// shapes: as forward; d_weight (d), or (groups, d) for sums apart: row r adds to group r % groups

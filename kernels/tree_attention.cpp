@@ -4,6 +4,7 @@
 
 #include "kernels/attention_checks.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 
 namespace stoa {
 void require_tree_rule(const TreeRule& r) {
@@ -69,13 +70,12 @@ std::int64_t tree_levels(const TreeRule& rule, std::int64_t len) {
 std::int64_t tree_slots(const TreeRule& rule) { return rule.beam + (rule.sinks > 0 ? 1 : 0); }
 
 void tree_attention_forward(const TreeAttentionArgs& args, const Exec& exec) {
-    require_cpu(exec, "tree_attention");
     require_attention(args);
-    cpu::tree_attention_forward(args);
+    exec.device.is_cuda() ? cuda::tree_attention_forward(args, exec.stream)
+                          : cpu::tree_attention_forward(args);
 }
 
 void tree_attention_backward(const TreeAttentionBackwardArgs& args, const Exec& exec) {
-    require_cpu(exec, "tree_attention");
     require_attention(args);
     require_shape(args.d_out, args.q.shape, "tree_attention: d_out");
     require_dtype(args.d_out, args.q.dtype, "tree_attention: d_out");
@@ -90,7 +90,8 @@ void tree_attention_backward(const TreeAttentionBackwardArgs& args, const Exec& 
                       "tree_attention: d_sink");
         require_dtype(args.d_sink, wide_dtype(args.q.dtype), "tree_attention: d_sink");
     }
-    cpu::tree_attention_backward(args);
+    exec.device.is_cuda() ? cuda::tree_attention_backward(args, exec.stream)
+                          : cpu::tree_attention_backward(args);
 }
 
 }  // namespace stoa

@@ -5,13 +5,13 @@
 // gets in company.
 #include <cstdint>
 
+#include "kernels/core/fast_exp.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
 
 namespace stoa::cpu {
 
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+using stoa::fused;
 
 constexpr int kHalfLanes = kLanes / 2;
 

@@ -6,6 +6,7 @@
 #define STOA_KERNEL __global__
 #define STOA_DEVICE __device__
 #define STOA_UNROLL_8 _Pragma("unroll 8")
+#define STOA_CONSTANT const __grid_constant__  // a parameter that each thread reads where it lies
 
 namespace stoa::cuda {
 
@@ -51,6 +52,8 @@ __device__ inline std::uint32_t warp_ballot(bool bit) { return __ballot_sync(0xf
 
 /// The index of the lowest bit that is set; bits is not 0.
 __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+__device__ inline int count_bits(std::uint32_t bits) { return __popc(bits); }
 
 __device__ inline void atomic_or(std::int32_t* to, std::int32_t bits) { atomicOr(to, bits); }
 /// Integers only: their sums do not depend on the order.

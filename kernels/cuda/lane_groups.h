@@ -43,6 +43,25 @@ STOA_DEVICE inline std::int32_t warp_max(std::int32_t value) {
     return shuffle(value, 0);
 }
 
+/// The sum over a warp, in one tree, for all of its threads.
+template <class W>
+STOA_DEVICE W warp_sum(W value) {
+    for (int half = kWarp / 2; half > 0; half /= 2)
+        value += shuffle_down(value, half);
+    return shuffle(value, 0);
+}
+
+/// The first token behind the document that begins at `begin`; a warp looks.
+STOA_DEVICE inline std::int64_t document_end(const std::int32_t* begins, std::int64_t begin,
+                                             std::int64_t len) {
+    for (std::int64_t t = begin; t < len; t += kWarp) {
+        const std::int64_t own = t + thread_index() % kWarp;
+        const std::uint32_t others = warp_ballot(own < len && begins[own] != begin);
+        if (others != 0) return t + lowest_bit(others);
+    }
+    return len;
+}
+
 constexpr int kThreads = 256;
 
 }  // namespace stoa::cuda

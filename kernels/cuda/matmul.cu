@@ -5,6 +5,7 @@
 #include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/transpose_codes.h"
 #include "kernels/matmul.h"
 
 namespace stoa::cuda {
@@ -15,14 +16,16 @@ constexpr std::int64_t kB = kQuantBlock;
 bool is_8_bit(DType t) { return size_of(t) == 1; }
 
 /// e8m0 scales of quantize.h as LibraryGemm wants them: fp32, (blocks of k, round4(rows)) for rows'
-/// blocks, (rows / 128, round4(blocks of k)) for square ones. A thread an element of `out`.
+/// blocks, (rows / 128, round4(blocks of k)) for square ones. A thread an element of `out`. The
+/// stored ones of row (or 128 rows) r and block k lie at r * row_ld + k * k_ld.
 STOA_KERNEL void scale_kernel(float* out, const e8m0* scale, std::int64_t n, std::int64_t rows,
-                              std::int64_t k_blocks, std::int64_t scale_ld, bool square) {
+                              std::int64_t k_blocks, std::int64_t row_ld, std::int64_t k_ld,
+                              bool square) {
     const std::int64_t i = global_thread();
     if (i >= n) return;
     const std::int64_t width = (square ? k_blocks : rows) + 3, ld = width / 4 * 4;
     const std::int64_t r = square ? i / ld : i % ld, k = square ? i % ld : i / ld;
-    out[i] = r < rows && k < k_blocks ? to_float(scale[r * scale_ld + k]) : 1.0f;
+    out[i] = r < rows && k < k_blocks ? to_float(scale[r * row_ld + k * k_ld]) : 1.0f;
 }
 
 /// A stored operand in a wider type, its scales applied; exact, but where 2^-133 is too small for a
@@ -93,49 +96,67 @@ void skip_k(LibraryGemm::Operand& o, std::int64_t k_begin, bool k_is_row) {
     o.data += (k_is_row ? k_begin * o.ld : k_begin) * size_of(o.dtype);
 }
 
-/// 8-bit operands as they are: both contracted along their rows, in whole blocks.
+/// An 8-bit operand as the library reads it, contracted along its rows in whole blocks, with what
+/// holds it: one that is contracted along its columns is turned first, and its blocks of 128 x 1
+/// are then of 1 x 128.
+struct Codes {
+    LibraryGemm::Operand operand;
+    std::optional<Scratch> turned, scale;
+};
+void lay_out_codes(Codes& out, const ConstTensorView& x, const ConstTensorView& x_scale,
+                   QuantBlocks blocks, bool k_is_row, std::int64_t k_begin, std::int64_t rows,
+                   std::int64_t k, Stream stream) {
+    out.operand = operand_of(x, false);
+    skip_k(out.operand, k_begin, k_is_row);
+    if (k_is_row) {
+        out.turned.emplace(stream, rows * k);
+        transpose_codes(out.turned->as<std::byte>(), out.operand.data, k, rows, stream);
+        out.operand.data = out.turned->as<std::byte>();
+        out.operand.ld = k;
+    }
+    const bool square = blocks == QuantBlocks::square;
+    const std::int64_t k_blocks = k / kB, scale_rows = square ? (rows + kB - 1) / kB : rows,
+                       count = square ? scale_rows * round4(k_blocks) : k_blocks * round4(rows),
+                       row_ld = k_is_row ? 1 : x_scale.cols(), k_ld = k_is_row ? x_scale.cols() : 1;
+    out.scale.emplace(stream, 4 * count);
+    launch(over("matmul: scales", count, stream), scale_kernel, out.scale->as<float>(),
+           x_scale.as<e8m0>().data() + k_begin / kB * k_ld, count, scale_rows, k_blocks, row_ld,
+           k_ld, square);
+    out.operand.scale = out.scale->as<float>();
+    out.operand.blocks = square ? QuantBlocks::square : QuantBlocks::row;
+}
+
+/// 8-bit operands as 8-bit operands, where the library has such a product.
 bool multiply_codes(const MatmulArgs& args, const Sides& s, std::byte* c, DType c_dtype,
                     bool accumulate, Stream stream) {
     if (!is_8_bit(args.a.dtype) || !is_8_bit(args.b.dtype)) return false;
-    if (args.transpose_a || !args.transpose_b || args.k_begin % kB != 0) return false;
-    if (s.k % kB != 0 || s.n % 16 != 0 || s.m % 16 != 0) return false;
+    if (args.k_begin % kB != 0 || s.k % kB != 0 || s.n % 16 != 0 || s.m % 16 != 0) return false;
     if (args.a.dtype == DType::e5m2 && args.b.dtype == DType::e5m2) return false;
     const auto kind = [](const ConstTensorView& x, const ConstTensorView& scale) {
         return blocks_of({x.rows(), x.cols()}, {scale.rows(), scale.cols()});
     };
     const QuantBlocks a_kind = kind(args.a, args.a_scale), b_kind = kind(args.b, args.b_scale);
-    if (a_kind == QuantBlocks::column || b_kind == QuantBlocks::column) return false;
+    const auto along_k = [](QuantBlocks blocks, bool k_is_row) {
+        return blocks == QuantBlocks::square ||
+               blocks == (k_is_row ? QuantBlocks::column : QuantBlocks::row);
+    };
+    if (!along_k(a_kind, args.transpose_a) || !along_k(b_kind, !args.transpose_b)) return false;
     if (a_kind == QuantBlocks::square && b_kind == QuantBlocks::square) return false;
-    const std::int64_t k_blocks = s.k / kB;
-    const auto scales = [&](std::int64_t rows, QuantBlocks blocks) {
-        return blocks == QuantBlocks::row ? k_blocks * round4(rows)
-                                          : (rows + kB - 1) / kB * round4(k_blocks);
-    };
-    const std::int64_t a_count = scales(s.m, a_kind), b_count = scales(s.n, b_kind);
-    const Scratch a_scale(stream, 4 * a_count), b_scale(stream, 4 * b_count);
-    const auto fill = [&](float* out, std::int64_t count, const ConstTensorView& scale,
-                          QuantBlocks blocks) {
-        launch(over("matmul: scales", count, stream), scale_kernel, out,
-               scale.as<e8m0>().data() + args.k_begin / kB, count, scale.rows(), k_blocks,
-               scale.cols(), blocks == QuantBlocks::square);
-    };
-    fill(a_scale.as<float>(), a_count, args.a_scale, a_kind);
-    fill(b_scale.as<float>(), b_count, args.b_scale, b_kind);
-    LibraryGemm g{.m = s.m,
-                  .n = s.n,
-                  .k = s.k,
-                  .a = operand_of(args.a, false),
-                  .b = operand_of(args.b, true),
-                  .c = c,
-                  .c_dtype = c_dtype,
-                  .accumulate = accumulate};
-    skip_k(g.a, args.k_begin, false);
-    skip_k(g.b, args.k_begin, false);
-    g.a.scale = a_scale.as<float>();
-    g.a.blocks = a_kind;
-    g.b.scale = b_scale.as<float>();
-    g.b.blocks = b_kind;
-    return library_gemm(g, stream);
+    Codes a, b;
+    lay_out_codes(a, args.a, args.a_scale, a_kind, args.transpose_a, args.k_begin, s.m, s.k,
+                  stream);
+    lay_out_codes(b, args.b, args.b_scale, b_kind, !args.transpose_b, args.k_begin, s.n, s.k,
+                  stream);
+    b.operand.transpose = true;
+    return library_gemm({.m = s.m,
+                         .n = s.n,
+                         .k = s.k,
+                         .a = a.operand,
+                         .b = b.operand,
+                         .c = c,
+                         .c_dtype = c_dtype,
+                         .accumulate = accumulate},
+                        stream);
 }
 
 /// In the type that both operands can be held in: bf16 with 8-bit ones, fp32 where they differ.

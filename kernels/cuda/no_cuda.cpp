@@ -49,6 +49,7 @@ void own_attention_backward(const AttentionBackwardArgs&, Stream) { refuse(); }
 bool library_attention_forward(const AttentionArgs&, Stream) { refuse(); }
 bool library_attention_backward(const AttentionBackwardArgs&, Stream, std::int64_t) { refuse(); }
 void rms_norm_forward(const RmsNormArgs&, Stream) { refuse(); }
+void rms_norm_add(const RmsNormAddArgs&, Stream) { refuse(); }
 void rms_norm_backward(const RmsNormBackwardArgs&, Stream) { refuse(); }
 void rope_table(TensorView, TensorView, const RopeAngles&, Stream) { refuse(); }
 void rope(const RopeArgs&, Stream) { refuse(); }
@@ -70,6 +71,18 @@ void adamw(const AdamwArgs&, Stream) { refuse(); }
 void quantize(const QuantizeArgs&, Stream) { refuse(); }
 void dequantize(const DequantizeArgs&, Stream) { refuse(); }
 void quantization_loss(const QuantizationLossArgs&, Stream) { refuse(); }
+void select_keys(const SelectKeysArgs&, Stream) { refuse(); }
+void importance_attention_forward(const ImportanceAttentionArgs&, Stream) { refuse(); }
+void importance_attention_backward(const ImportanceAttentionBackwardArgs&, Stream) { refuse(); }
+void importance_distil(const ImportanceDistilArgs&, Stream) { refuse(); }
+void importance_gate_forward(const ImportanceGateArgs&, Stream) { refuse(); }
+void importance_gate_backward(const ImportanceGateBackwardArgs&, Stream) { refuse(); }
+void tree_attention_forward(const TreeAttentionArgs&, Stream) { refuse(); }
+void tree_attention_backward(const TreeAttentionBackwardArgs&, Stream) { refuse(); }
+void quantize_two_way(const QuantizeTwoWayArgs&, Stream) { refuse(); }
+void swiglu_quantize(const SwigluQuantizeArgs&, Stream) { refuse(); }
+void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs&, Stream) { refuse(); }
+void rms_norm_quantize(const RmsNormQuantizeArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

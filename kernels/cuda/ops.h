@@ -9,12 +9,17 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/fused_quantize.h"
+#include "kernels/importance_attention.h"
+#include "kernels/importance_distil.h"
+#include "kernels/importance_gate.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
 #include "kernels/random_normal.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "kernels/tree_attention.h"
 
 namespace stoa::cuda {
 
@@ -22,6 +27,7 @@ void matmul(const MatmulArgs& args, Stream stream);
 void attention_forward(const AttentionArgs& args, Stream stream);
 void attention_backward(const AttentionBackwardArgs& args, Stream stream);
 void rms_norm_forward(const RmsNormArgs& args, Stream stream);
+void rms_norm_add(const RmsNormAddArgs& args, Stream stream);
 void rms_norm_backward(const RmsNormBackwardArgs& args, Stream stream);
 /// Computed on the host; waits for the stream.
 void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles, Stream stream);
@@ -45,7 +51,20 @@ void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream);
 void adamw(const AdamwArgs& args, Stream stream);
 void quantize(const QuantizeArgs& args, Stream stream);
 void dequantize(const DequantizeArgs& args, Stream stream);
+/// Its sums of squares go in another order than the CPU's, the same in every run of a shape.
 void quantization_loss(const QuantizationLossArgs& args, Stream stream);
+void select_keys(const SelectKeysArgs& args, Stream stream);
+void importance_attention_forward(const ImportanceAttentionArgs& args, Stream stream);
+void importance_attention_backward(const ImportanceAttentionBackwardArgs& args, Stream stream);
+void importance_distil(const ImportanceDistilArgs& args, Stream stream);
+void importance_gate_forward(const ImportanceGateArgs& args, Stream stream);
+void importance_gate_backward(const ImportanceGateBackwardArgs& args, Stream stream);
+void tree_attention_forward(const TreeAttentionArgs& args, Stream stream);
+void tree_attention_backward(const TreeAttentionBackwardArgs& args, Stream stream);
+void quantize_two_way(const QuantizeTwoWayArgs& args, Stream stream);
+void swiglu_quantize(const SwigluQuantizeArgs& args, Stream stream);
+void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs& args, Stream stream);
+void rms_norm_quantize(const RmsNormQuantizeArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

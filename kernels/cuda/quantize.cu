@@ -1,4 +1,5 @@
 #include "kernels/core/block_scale.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packs.h"
 #include "kernels/quantize.h"
@@ -91,6 +92,52 @@ STOA_KERNEL void dequantize_kernel(float* y, const Code* codes, const e8m0* scal
     y[i] = to_float(codes[i]) * to_float(scale[r / scale_rows * scale_ld + c / scale_cols]);
 }
 
+/// What e4m3 would lose of blocks of 1 x 128. A warp takes every `warps`-th block, four
+/// neighbouring values a thread, and leaves its four sums in partial (4, warps).
+template <class T>
+STOA_KERNEL void loss_kernel(double* partial, const T* x, std::int64_t rows, std::int64_t cols,
+                             std::int64_t row_blocks, std::int64_t warps) {
+    constexpr int kEach = kB / kWarp;
+    const std::int64_t warp = global_thread() / kWarp;
+    if (warp >= warps) return;
+    const int lane = thread_index() % kWarp;
+    double sums[4] = {};
+    for (std::int64_t block = warp; block < rows * row_blocks; block += warps) {
+        const std::int64_t first = block % row_blocks * kB;
+        const std::int64_t n = cols - first < kB ? cols - first : kB;
+        const auto in = load_pack<kEach>(x + block / row_blocks * cols + first, lane * kEach, n);
+        std::int32_t a = 0;
+        for (int i = 0; i < kEach; ++i) {
+            const std::int32_t size = magnitude(in.v[i]);
+            a = size > a ? size : a;
+        }
+        const float factor = factor_of(scale_byte<e4m3>(warp_max(a)));
+        const double inverse = 1.0 / static_cast<double>(factor);
+        for (int i = 0; i < kEach; ++i) {
+            const float scaled = load_float(in.v[i]) * factor, kept = to_float(to_e4m3(scaled));
+            const double value = static_cast<double>(scaled) * inverse,
+                         loss = static_cast<double>(kept - scaled) * inverse;
+            sums[0] += scaled != 0.0f ? 1.0 : 0.0;
+            sums[1] += scaled != 0.0f && kept == 0.0f ? 1.0 : 0.0;
+            sums[2] += loss * loss;
+            sums[3] += value * value;
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        const double sum = warp_sum(sums[i]);
+        if (lane == 0) partial[i * warps + warp] = sum;
+    }
+}
+/// A warp a sum: adds the warps' partial ones to it, in one order.
+STOA_KERNEL void add_loss_kernel(double* sums, const double* partial, std::int64_t warps) {
+    const int i = thread_index() / kWarp, lane = thread_index() % kWarp;
+    double sum = 0.0;
+    for (std::int64_t w = lane; w < warps; w += kWarp)
+        sum += partial[i * warps + w];
+    sum = warp_sum(sum);
+    if (lane == 0) sums[i] += sum;
+}
+
 QuantBlocks kind_of(const ConstTensorView& codes, const ConstTensorView& scale) {
     return blocks_of({codes.rows(), codes.cols()}, {scale.rows(), scale.cols()});
 }
@@ -158,6 +205,25 @@ void quantize(const QuantizeArgs& args, Stream stream) {
 void dequantize(const DequantizeArgs& args, Stream stream) {
     args.codes.dtype == DType::e4m3 ? dequantize_from<e4m3>(args, stream)
                                     : dequantize_from<e5m2>(args, stream);
+}
+
+void quantization_loss(const QuantizationLossArgs& args, Stream stream) {
+    constexpr std::int64_t kMostWarps = 2048;
+    const std::int64_t rows = args.x.rows(), cols = args.x.cols();
+    const std::int64_t row_blocks = (cols + kB - 1) / kB;
+    const std::int64_t warps = std::min(rows * row_blocks, kMostWarps);
+    const Scratch partial(stream, 4 * warps * 8);
+    dispatch_dtype(args.x.dtype, [&]<Element T>(T) {
+        if constexpr (!std::is_same_v<T, double>)
+            launch({.name = "quantization_loss",
+                    .blocks = blocks_for(warps, kThreads / kWarp),
+                    .threads = kThreads,
+                    .stream = stream},
+                   loss_kernel<T>, partial.as<double>(), args.x.as<T>().data(), rows, cols,
+                   row_blocks, warps);
+    });
+    launch({.name = "quantization_loss: sums", .blocks = 1, .threads = 4 * kWarp, .stream = stream},
+           add_loss_kernel, args.sums.as<double>().data(), partial.as<double>(), warps);
 }
 
 }  // namespace stoa::cuda

@@ -28,6 +28,37 @@ STOA_KERNEL void forward_kernel(U* y, W* rstds, const T* x, const W* weight, std
     if (lane == 0) rstds[row] = rstd;
 }
 
+/// 16 threads a row, which read it twice, the second time from a cache. sum may be x: nobody writes
+/// before all 16 have read.
+template <class T, class D, class U, class W = Wide<T>>
+STOA_KERNEL void add_kernel(T* sum, U* y, W* rstds, const T* x, const D* delta, const W* weight,
+                            std::int64_t rows, std::int64_t d, W eps) {
+    const std::int64_t row = global_group();
+    if (row >= rows) return;
+    x += row * d;
+    delta += row * d;
+    const W sum_sq = lane_sum<W>(d, [&](std::int64_t c) {
+        const W value = widen(narrow_to<T>(widen(x[c]) + widen(delta[c])));
+        return value * value;
+    });
+    const W rstd = W{1} / std::sqrt(sum_sq / static_cast<W>(d) + eps);
+    const int lane = thread_index() % kLanes;
+    for (std::int64_t at = lane * kPack; at < d; at += kLanes * kPack) {
+        const auto in = load_pack<kPack>(x, at, d);
+        const auto more = load_pack<kPack>(delta, at, d);
+        const auto gain = load_pack<kPack>(weight, at, d);
+        Pack<T, kPack> total;
+        Pack<U, kPack> out;
+        for (int i = 0; i < kPack; ++i) {
+            total.v[i] = narrow_to<T>(widen(in.v[i]) + widen(more.v[i]));
+            out.v[i] = narrow_to<U>(widen(total.v[i]) * rstd * gain.v[i]);
+        }
+        store_pack(sum + row * d, at, d, total);
+        store_pack(y + row * d, at, d, out);
+    }
+    if (lane == 0) rstds[row] = rstd;
+}
+
 constexpr int kStrip = kWarp, kTileWarps = 16;
 /// Rows of a tile: two of them in float or double fit 32 KiB.
 template <class W>
@@ -132,6 +163,21 @@ void rms_norm_forward(const RmsNormArgs& args, Stream stream) {
                        args.y.as<U>().data(), args.rstd.as<Wide<T>>().data(), args.x.as<T>().data(),
                        args.weight.as<Wide<T>>().data(), args.x.rows(), args.x.cols(), args.eps);
         });
+    });
+}
+
+void rms_norm_add(const RmsNormAddArgs& a, Stream stream) {
+    dispatch_dtype(a.x.dtype, [&]<Element T>(T) {
+        const auto run = [&]<Element D>(D) {
+            dispatch_dtype(a.y.dtype, [&]<Element U>(U) {
+                if constexpr (std::is_same_v<Wide<T>, Wide<U>>)
+                    launch(rows_launch("rms_norm_add", a.x.rows(), stream), add_kernel<T, D, U>,
+                           a.sum.as<T>().data(), a.y.as<U>().data(), a.rstd.as<Wide<T>>().data(),
+                           a.x.as<T>().data(), a.delta.as<D>().data(),
+                           a.weight.as<Wide<T>>().data(), a.x.rows(), a.x.cols(), a.eps);
+            });
+        };
+        a.delta.dtype == a.x.dtype ? run(T{}) : run(Wide<T>{});
     });
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/importance_distil.h"
 #include "tests/conformance/conformance.h"
 #include "tests/support/attention_cases.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -36,6 +37,7 @@ struct Inputs {
     Tensor q, k, v, gate, sink_logit, key_begin, expiry, dense_rows;
     KeyRule rule;
     double scale;
+    Exec exec{};
 };
 
 Tensor draw_rows(const Case& s) {
@@ -50,7 +52,7 @@ Tensor draw_rows(const Case& s) {
     return rows;
 }
 
-Inputs make_inputs(const Case& s, DType dtype) {
+Inputs make_inputs(const Case& s, DType dtype, const Exec& exec = {}) {
     const DType wide = wide_dtype(dtype);
     Inputs in{.q = random_tensor(s.queries(), dtype, 1, 2.0),
               .k = random_tensor(s.keys(), dtype, 2, 2.0),
@@ -61,7 +63,8 @@ Inputs make_inputs(const Case& s, DType dtype) {
               .expiry = Tensor({s.batch, s.n_kv_heads, s.len}, DType::int32),
               .dense_rows = draw_rows(s),
               .rule = s.rule,
-              .scale = 1.0 / std::sqrt(static_cast<double>(s.dim))};
+              .scale = 1.0 / std::sqrt(static_cast<double>(s.dim)),
+              .exec = exec};
     select_keys({.expiry = in.expiry,
                  .importance = random_tensor(s.gates(), wide, 4),
                  .key_begin = in.key_begin,
@@ -115,19 +118,20 @@ Reference dense_rows_float64(const Case& s, const Inputs& in) {
 }
 
 void forward(TensorView out, TensorView lse, const Inputs& in) {
-    importance_attention_forward({.out = out,
-                                  .lse = lse,
-                                  .q = in.q,
-                                  .k = in.k,
-                                  .v = in.v,
-                                  .expiry = in.expiry,
-                                  .key_begin = in.key_begin,
-                                  .gate = in.gate,
-                                  .sink_logit = in.sink_logit,
-                                  .dense_rows = in.dense_rows,
-                                  .rule = in.rule,
-                                  .scale = in.scale},
-                                 {});
+    run(importance_attention_forward,
+        {.out = out,
+         .lse = lse,
+         .q = in.q,
+         .k = in.k,
+         .v = in.v,
+         .expiry = in.expiry,
+         .key_begin = in.key_begin,
+         .gate = in.gate,
+         .sink_logit = in.sink_logit,
+         .dense_rows = in.dense_rows,
+         .rule = in.rule,
+         .scale = in.scale},
+        in.exec);
 }
 
 struct Gradients {
@@ -158,7 +162,7 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
                 poisoned_tensor({s.batch, s.len, s.n_heads}, wide),
                 poisoned_tensor(s.gates(), wide)};
     forward(g.out, g.lse, in);
-    importance_attention_backward(
+    run(importance_attention_backward,
         {.d_q = g.d_q,
          .d_k = g.d_k,
          .d_v = g.d_v,
@@ -178,7 +182,7 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
          .dense_rows = in.dense_rows,
          .rule = in.rule,
          .scale = in.scale},
-        {});
+        in.exec);
     for (const PoisonedTensor* t : {&g.d_q, &g.d_k, &g.d_v, &g.d_gate, &g.d_sink, &g.far_mass})
         CHECK(t->guards_intact());
     return g;
@@ -187,9 +191,10 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
 }  // namespace
 
 TEST_CASE("dense rows see all keys, the others what they see without, against float64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const Case& s : kCases) {
-        const Inputs in = make_inputs(s, dtype);
+        const Inputs in = make_inputs(s, dtype, exec);
         const Reference expected = dense_rows_float64(s, in);
         const PoisonedTensor out = poisoned_tensor(s.queries(), dtype);
         const PoisonedTensor lse = poisoned_tensor(s.lse(), wide_dtype(dtype));
@@ -206,12 +211,14 @@ TEST_CASE("dense rows see all keys, the others what they see without, against fl
 }
 
 TEST_CASE("the gradient with dense rows meets central differences of the forward in fp64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Case s =
         GENERATE(Case{2, 20, 4, 2, 4, 9, 6, {3, 1, 1}}, Case{1, 75, 2, 1, 2, 40, 20, {6, 2, 3}},
                  Case{1, 70, 2, 2, 2, 1000, 70, {9, 0, 4}});
-    const Inputs in = make_inputs(s, DType::fp64);
+    Inputs in = make_inputs(s, DType::fp64, exec);
     const Tensor d_out = random_tensor(s.queries(), DType::fp64, 9);
     const Gradients g = backward(s, in, d_out);
+    in.exec = {};  // the forwards that are many
     const Tensor out(s.queries(), DType::fp64), lse(s.lse(), DType::fp64);
     const auto loss = [&] {
         forward(out, lse, in);
@@ -229,9 +236,10 @@ TEST_CASE("the gradient with dense rows meets central differences of the forward
 }
 
 TEST_CASE("the gradient with dense rows in fp32 and bf16 meets fp64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
     for (const Case& s : kCases) {
-        const Inputs in = make_inputs(s, dtype);
+        const Inputs in = make_inputs(s, dtype, exec);
         const Tensor d_out = random_tensor(s.queries(), dtype, 9);
         const auto widened = [](const Tensor& t) {
             Tensor wide(t.view.shape, DType::fp64);
@@ -325,10 +333,11 @@ TEST_CASE("dense rows have the same bits on any instruction set and any number o
 }
 
 TEST_CASE("dense rows let no NaN or infinity through from what they do not see") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Case s{1, 300, 2, 1, 8, 100, 120, {12, 2, 6}};
     const auto poison =
         GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
-    Inputs in = make_inputs(s, DType::fp32);
+    Inputs in = make_inputs(s, DType::fp32, exec);
     Tensor d_out = random_tensor(s.queries(), DType::fp32, 9);
     const auto results = [&] {
         const Gradients g = backward(s, in, d_out);
@@ -388,6 +397,7 @@ double distil_loss(const Case& s, const std::vector<double>& mass, const Tensor&
 }  // namespace
 
 TEST_CASE("what importance learns meets central differences of the divergence in fp64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     // Documents with and without far keys, some without targets.
     const Case s =
         GENERATE(Case{2, 60, 4, 2, 4, 25, 30, {5, 2, 3}}, Case{1, 60, 2, 1, 4, 4, 30, {5, 2, 3}});
@@ -400,13 +410,14 @@ TEST_CASE("what importance learns meets central differences of the divergence in
     const PoisonedTensor d = poisoned_tensor(s.gates(), DType::fp64);
     std::ranges::copy(mass, d.view.as<double>().begin());
     constexpr double kDLoss = 0.3;
-    importance_distil({.d_importance = d,
-                       .importance = importance,
-                       .key_begin = in.key_begin,
-                       .targets = targets,
-                       .rule = in.rule,
-                       .d_loss = kDLoss},
-                      {});
+    run(importance_distil,
+        {.d_importance = d,
+         .importance = importance,
+         .key_begin = in.key_begin,
+         .targets = targets,
+         .rule = in.rule,
+         .d_loss = kDLoss},
+        exec);
     const auto loss = [&] {
         return kDLoss * distil_loss(s, mass, importance, in.key_begin, targets);
     };

@@ -7,7 +7,9 @@
 #include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/fibers.h"
 #include "kernels/cuda/lane_groups.h"
+#include "kernels/cuda/transpose_codes.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/attention_cases.h"
 #include "tests/support/execs.h"
 #include "tests/support/kernel_checks.h"
 
@@ -80,6 +82,28 @@ STOA_KERNEL void takes_too_much(float* out) {
     out[global_thread()] = 0.0f;
 }
 
+/// Ops whose kernels share memory: none does without any of its barriers, `all` of them together,
+/// nor with an index that is off by one.
+void needs_each_barrier(const std::vector<std::function<void()>>& ops, int all) {
+    int missed = 0;
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+        host::reset_counts();
+        ops[i]();
+        const int barriers = host::counts().most_barriers;
+        CHECK(barriers > 0);
+        for (int b = 0; b < barriers; ++b) {
+            const host::MutationScope scope({.skip_barrier = b});
+            CAPTURE(i, b);
+            CHECK(message_of(ops[i]) != "");
+            ++missed;
+        }
+        const host::MutationScope scope({.shift_index = 1});
+        CAPTURE(i);
+        CHECK(message_of(ops[i]).find("of a shared array of") != std::string::npos);
+    }
+    CHECK(missed == all);
+}
+
 }  // namespace
 
 TEST_CASE("threads of a block meet at barriers and share memory") {
@@ -109,8 +133,9 @@ TEST_CASE("each barrier that is taken away is missed") {
 }
 
 TEST_CASE("each barrier of the real kernels is needed") {
-    // Ops whose kernels share memory, with as many barriers as a thread passes.
-    const Tensor x = random_tensor({200, 300}, DType::fp32, 1), codes({200, 300}, DType::e4m3);
+    const Tensor x = random_tensor({200, 300}, DType::fp32, 1), codes({200, 300}, DType::e4m3),
+                 turned({300, 200}, DType::e4m3),
+                 column_scale(scale_shape({200, 300}, QuantBlocks::column), DType::e8m0);
     const Exec exec = available_execs().back();
     const auto run_quantize = [&](QuantBlocks blocks) {
         const Tensor scale(scale_shape({200, 300}, blocks), DType::e8m0);
@@ -188,23 +213,104 @@ TEST_CASE("each barrier of the real kernels is needed") {
                  .key_begin = key_begin,
                  .key_end = key_end},
                 exec);
+        },
+        [&] { transpose_codes(turned.view.data, codes.view.data, 200, 300, exec.stream); },
+        [&] {
+            run(quantize_two_way,
+                {.codes = {.column = codes, .column_scale = column_scale}, .x = x}, exec);
         }};
-    int missed = 0;
-    for (std::size_t i = 0; i < ops.size(); ++i) {
-        host::reset_counts();
-        ops[i]();
-        const int barriers = host::counts().most_barriers;
-        CHECK(barriers > 0);
-        for (int b = 0; b < barriers; ++b) {
-            const host::MutationScope scope({.skip_barrier = b});
-            CAPTURE(i, b);
-            CHECK(message_of(ops[i]) != "");
-            ++missed;
-        }
-        const host::MutationScope scope({.shift_index = 1});
-        CHECK(message_of(ops[i]).find("of a shared array of") != std::string::npos);
+    needs_each_barrier(ops, 1 + 2 + 1 + 8 + 3 + 4 + 5 + 1 + 1);
+}
+
+TEST_CASE("each barrier of the sparse attentions is needed") {
+    const Exec exec = available_execs().back();
+    constexpr std::int64_t kLen = 120;
+    const Shape queries{1, kLen, 4, 8}, keys{1, kLen, 2, 8}, columns{1, kLen, 2};
+    const Tensor q = random_tensor(queries, DType::fp32, 1),
+                 k = random_tensor(keys, DType::fp32, 2), v = random_tensor(keys, DType::fp32, 3),
+                 gate = random_gates(columns, DType::fp32, 4),
+                 sink = random_tensor({4}, DType::fp32, 5), out(queries, DType::fp32),
+                 lse({1, 4, kLen}, DType::fp32), key_begin = packed_documents(1, kLen, 100),
+                 expiry({1, 2, kLen}, DType::int32), dense_rows = int_tensor({9, 20, 74, 98}),
+                 targets({kLen}, DType::int32), d_q(queries, DType::fp32), d_k(keys, DType::fp32),
+                 d_v(keys, DType::fp32), d_gate(columns, DType::fp32),
+                 d_sink({1, kLen, 4}, DType::fp32), far_mass(columns, DType::fp32);
+    const KeyRule rule{40, 2, 3};
+    const TreeRule tree{48, 4, 2, 2, 1};
+    const Tensor selection({2, kLen, tree_levels(tree, kLen), tree_slots(tree)}, DType::int32);
+    stoa::select_keys({.expiry = expiry, .importance = gate, .key_begin = key_begin, .rule = rule},
+                      {});
+    const auto set_inputs = [&](auto& a) {
+        a.out = out;
+        a.lse = lse;
+        a.q = q;
+        a.k = k;
+        a.v = v;
+        a.key_begin = key_begin;
+        a.gate = gate;
+        a.sink_logit = sink;
+        a.scale = 0.3;
+    };
+    const auto set_gradients = [&](auto& a) {
+        a.d_q = d_q;
+        a.d_k = d_k;
+        a.d_v = d_v;
+        a.d_gate = d_gate;
+        a.d_sink = d_sink;
+        a.d_out = q;
+    };
+    const auto set_keys = [&](auto& a) {
+        a.expiry = expiry;
+        a.dense_rows = dense_rows.view.reshaped({1, 4});
+        a.rule = rule;
+    };
+    ImportanceAttentionArgs forward;
+    ImportanceAttentionBackwardArgs backward;
+    TreeAttentionArgs tree_forward{.selection = selection, .rule = tree};
+    TreeAttentionBackwardArgs tree_backward{.selection = selection, .rule = tree};
+    set_inputs(forward);
+    set_keys(forward);
+    set_inputs(backward);
+    set_keys(backward);
+    set_gradients(backward);
+    backward.far_mass = far_mass;
+    set_inputs(tree_forward);
+    set_inputs(tree_backward);
+    set_gradients(tree_backward);
+    stoa::tree_attention_forward(tree_forward, {});
+    needs_each_barrier({[&] { run(importance_attention_forward, forward, exec); },
+                        [&] { run(importance_attention_backward, backward, exec); },
+                        [&] {
+                            run(importance_distil,
+                                {.d_importance = far_mass,
+                                 .importance = gate,
+                                 .key_begin = key_begin,
+                                 .targets = targets,
+                                 .rule = rule},
+                                exec);
+                        },
+                        [&] { run(tree_attention_forward, tree_forward, exec); },
+                        [&] { run(tree_attention_backward, tree_backward, exec); }},
+                       78);
+}
+
+TEST_CASE("codes are transposed, whatever their shape") {
+    for (const Shape& s : {Shape{1, 1}, Shape{128, 128}, Shape{3, 130}, Shape{257, 31}}) {
+        const Tensor x = random_tensor({s[0], s[1]}, DType::fp32, 1), codes(s, DType::e4m3);
+        stoa::quantize({.codes = codes,
+                        .scale = Tensor(scale_shape(s, QuantBlocks::row), DType::e8m0),
+                        .x = x},
+                       {});
+        const PoisonedTensor turned = poisoned_tensor({s[1], s[0]}, DType::e4m3);
+        transpose_codes(turned.view.data, codes.view.data, s[0], s[1], {});
+        std::int64_t wrong = 0;
+        for (std::int64_t r = 0; r < s[0]; ++r)
+            for (std::int64_t c = 0; c < s[1]; ++c)
+                wrong += codes.view.data[r * s[1] + c] != turned.view.data[c * s[0] + r];
+        CAPTURE(s.str());
+        CHECK(wrong == 0);
+        CHECK(turned.guards_intact());
     }
-    CHECK(missed == 1 + 2 + 1 + 8 + 3 + 4 + 5);
 }
 
 TEST_CASE("an index that is off by one is found") {

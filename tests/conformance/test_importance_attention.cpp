@@ -8,6 +8,7 @@
 #include "kernels/core/thread_pool.h"
 #include "kernels/importance_attention.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -32,17 +33,19 @@ struct Inputs {
     Tensor q, k, v, importance, gate, sink_logit, key_begin, expiry;
     KeyRule rule;
     double scale;
+    Exec exec{};
 };
 
 void select(Inputs& in) {
-    select_keys({.expiry = in.expiry,
-                 .importance = in.importance,
-                 .key_begin = in.key_begin,
-                 .rule = in.rule},
-                {});
+    run(select_keys,
+        {.expiry = in.expiry,
+         .importance = in.importance,
+         .key_begin = in.key_begin,
+         .rule = in.rule},
+        in.exec);
 }
 
-Inputs make_inputs(const Case& s, DType dtype) {
+Inputs make_inputs(const Case& s, DType dtype, const Exec& exec = {}) {
     const DType wide = wide_dtype(dtype);
     Inputs in{random_tensor({s.batch, s.len, s.n_heads, s.dim}, dtype, 1, 2.0),
               random_tensor({s.batch, s.len, s.n_kv_heads, s.dim}, dtype, 2, 2.0),
@@ -53,7 +56,8 @@ Inputs make_inputs(const Case& s, DType dtype) {
               make_key_begin(s),
               Tensor({s.batch, s.n_kv_heads, s.len}, DType::int32),
               s.rule,
-              1.0 / std::sqrt(static_cast<double>(s.dim))};
+              1.0 / std::sqrt(static_cast<double>(s.dim)),
+              exec};
     select(in);
     return in;
 }
@@ -124,18 +128,19 @@ Reference importance_attention_float64(const Case& s, const Inputs& in) {
 }
 
 void forward(TensorView out, TensorView lse, const Inputs& in) {
-    importance_attention_forward({.out = out,
-                                  .lse = lse,
-                                  .q = in.q,
-                                  .k = in.k,
-                                  .v = in.v,
-                                  .expiry = in.expiry,
-                                  .key_begin = in.key_begin,
-                                  .gate = in.gate,
-                                  .sink_logit = in.sink_logit,
-                                  .rule = in.rule,
-                                  .scale = in.scale},
-                                 {});
+    run(importance_attention_forward,
+        {.out = out,
+         .lse = lse,
+         .q = in.q,
+         .k = in.k,
+         .v = in.v,
+         .expiry = in.expiry,
+         .key_begin = in.key_begin,
+         .gate = in.gate,
+         .sink_logit = in.sink_logit,
+         .rule = in.rule,
+         .scale = in.scale},
+        in.exec);
 }
 
 Shape lse_shape(const Case& s) { return {s.batch, s.n_heads, s.len}; }
@@ -166,24 +171,25 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
     Gradients g{poisoned_tensor(in.q.view.shape, dtype), poisoned_tensor(in.k.view.shape, dtype),
                 poisoned_tensor(in.v.view.shape, dtype), poisoned_tensor(in.gate.view.shape, wide),
                 poisoned_tensor({s.batch, s.len, s.n_heads}, wide)};
-    importance_attention_backward({.d_q = g.d_q,
-                                   .d_k = g.d_k,
-                                   .d_v = g.d_v,
-                                   .d_gate = g.d_gate,
-                                   .d_sink = g.d_sink,
-                                   .d_out = d_out,
-                                   .out = out,
-                                   .lse = lse,
-                                   .q = in.q,
-                                   .k = in.k,
-                                   .v = in.v,
-                                   .expiry = in.expiry,
-                                   .key_begin = in.key_begin,
-                                   .gate = in.gate,
-                                   .sink_logit = in.sink_logit,
-                                   .rule = in.rule,
-                                   .scale = in.scale},
-                                  {});
+    run(importance_attention_backward,
+        {.d_q = g.d_q,
+         .d_k = g.d_k,
+         .d_v = g.d_v,
+         .d_gate = g.d_gate,
+         .d_sink = g.d_sink,
+         .d_out = d_out,
+         .out = out,
+         .lse = lse,
+         .q = in.q,
+         .k = in.k,
+         .v = in.v,
+         .expiry = in.expiry,
+         .key_begin = in.key_begin,
+         .gate = in.gate,
+         .sink_logit = in.sink_logit,
+         .rule = in.rule,
+         .scale = in.scale},
+        in.exec);
     for (const PoisonedTensor* t : {&g.d_q, &g.d_k, &g.d_v, &g.d_gate, &g.d_sink})
         CHECK(t->guards_intact());
     return g;
@@ -199,9 +205,10 @@ const std::vector<Case> kCases = {
 }  // namespace
 
 TEST_CASE("expiry times are the prefix top-k, whatever the order of importance") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const int order = GENERATE(0, 1, 2, 3, 4);
     for (const Case& s : kCases) {
-        Inputs in = make_inputs(s, DType::fp32);
+        Inputs in = make_inputs(s, DType::fp32, exec);
         auto u = in.importance.as<float>();
         for (std::size_t i = 0; i < u.size(); ++i) {
             const auto x = static_cast<float>(i);
@@ -233,9 +240,10 @@ TEST_CASE("expiry times are the prefix top-k, whatever the order of importance")
 }
 
 TEST_CASE("importance_attention_forward meets float64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     for (const Case& s : kCases) {
-        const Inputs in = make_inputs(s, dtype);
+        const Inputs in = make_inputs(s, dtype, exec);
         const Reference expected = importance_attention_float64(s, in);
         const PoisonedTensor out = poisoned_tensor(in.q.view.shape, dtype);
         const PoisonedTensor lse = poisoned_tensor(lse_shape(s), wide_dtype(dtype));
@@ -249,11 +257,13 @@ TEST_CASE("importance_attention_forward meets float64") {
 }
 
 TEST_CASE("importance_attention_backward meets central differences of the forward in fp64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Case s = GENERATE(Case{2, 9, 4, 2, 4, 4, {2, 1, 1}}, Case{1, 75, 2, 1, 2, 40, {6, 2, 3}},
                             Case{1, 66, 2, 2, 2, 1000, {9, 0, 4}});
-    const Inputs in = make_inputs(s, DType::fp64);
+    Inputs in = make_inputs(s, DType::fp64, exec);
     const Tensor d_out = random_tensor(in.q.view.shape, DType::fp64, 9);
     const Gradients g = backward(s, in, d_out);
+    in.exec = {};  // the forwards that are many
     const Tensor out(in.q.view.shape, DType::fp64), lse(lse_shape(s), DType::fp64);
     const auto loss = [&] {
         forward(out, lse, in);
@@ -317,9 +327,10 @@ TEST_CASE("importance_attention_backward over two chunks meets directional diffe
 }
 
 TEST_CASE("importance_attention_backward in fp32 and bf16 meets fp64, over several chunks") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
     for (const Case& s : kCases) {
-        const Inputs in = make_inputs(s, dtype);
+        const Inputs in = make_inputs(s, dtype, exec);
         const Tensor d_out = random_tensor(in.q.view.shape, dtype, 9);
         const auto widened = [](const Tensor& t) {
             Tensor wide(t.view.shape, DType::fp64);
@@ -388,20 +399,21 @@ TEST_CASE("a local window is dense attention under a window's mask") {
         d_v(in.k.view.shape, DType::fp64), dense_d_q(in.q.view.shape, DType::fp64),
         dense_d_k(in.k.view.shape, DType::fp64), dense_d_v(in.k.view.shape, DType::fp64);
     forward(out, lse, in);
-    importance_attention_backward({.d_q = d_q,
-                                   .d_k = d_k,
-                                   .d_v = d_v,
-                                   .d_out = d_out,
-                                   .out = out,
-                                   .lse = lse,
-                                   .q = in.q,
-                                   .k = in.k,
-                                   .v = in.v,
-                                   .expiry = in.expiry,
-                                   .key_begin = in.key_begin,
-                                   .rule = in.rule,
-                                   .scale = in.scale},
-                                  {});
+    run(importance_attention_backward,
+        {.d_q = d_q,
+         .d_k = d_k,
+         .d_v = d_v,
+         .d_out = d_out,
+         .out = out,
+         .lse = lse,
+         .q = in.q,
+         .k = in.k,
+         .v = in.v,
+         .expiry = in.expiry,
+         .key_begin = in.key_begin,
+         .rule = in.rule,
+         .scale = in.scale},
+        in.exec);
     attention_forward({.out = dense,
                        .lse = dense_lse,
                        .q = in.q,
@@ -436,10 +448,11 @@ TEST_CASE("a local window is dense attention under a window's mask") {
 }
 
 TEST_CASE("importance_attention lets no NaN or infinity through that a query does not see") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Case s{1, 300, 2, 1, 8, 100, {12, 2, 6}};
     const auto poison =
         GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
-    Inputs in = make_inputs(s, DType::fp32);
+    Inputs in = make_inputs(s, DType::fp32, exec);
     Tensor d_out = random_tensor(in.q.view.shape, DType::fp32, 9);
     const auto results = [&] {
         const Tensor out(in.q.view.shape, DType::fp32), lse(lse_shape(s), DType::fp32);
@@ -491,8 +504,9 @@ TEST_CASE(
 }
 
 TEST_CASE("importance_attention never looks ahead or at another document") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Case s{1, 160, 2, 1, 8, 100, {12, 2, 6}};
-    Inputs in = make_inputs(s, DType::fp32);
+    Inputs in = make_inputs(s, DType::fp32, exec);
     const Tensor out(in.q.view.shape, DType::fp32), lse(lse_shape(s), DType::fp32);
     forward(out, lse, in);
     const auto rows = [&](std::int64_t begin, std::int64_t count) {

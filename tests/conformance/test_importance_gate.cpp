@@ -1,11 +1,13 @@
 #include "kernels/elementwise.h"
 #include "kernels/importance_gate.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
 
 TEST_CASE("importance_gate meets float64, also where sigmoid is 0 or 1") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::fp64);
     const Tensor importance = random_tensor({9, 3}, dtype, 1), bias = random_tensor({3}, dtype, 2);
     dispatch_dtype(dtype, [&]<Element T>(T) {
@@ -15,7 +17,7 @@ TEST_CASE("importance_gate meets float64, also where sigmoid is 0 or 1") {
     });
     const auto raw = to_double(importance), b = to_double(bias);
     const Tensor gate({9, 3}, dtype);
-    importance_gate_forward({.gate = gate, .importance = importance, .bias = bias}, {});
+    run(importance_gate_forward, {.gate = gate, .importance = importance, .bias = bias}, exec);
     std::vector<double> u(raw.size()), expected(raw.size());
     for (std::size_t i = 0; i < raw.size(); ++i) {
         u[i] = std::clamp(raw[i] + b[i % 3], -15.0, 15.0);
@@ -28,6 +30,7 @@ TEST_CASE("importance_gate meets float64, also where sigmoid is 0 or 1") {
 }
 
 TEST_CASE("importance_gate_backward is the gradient, and none where it was clamped") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Tensor raw = random_tensor({7, 2}, DType::fp64, 1),
                  bias = random_tensor({2}, DType::fp64, 2),
                  weight = random_tensor({7, 2}, DType::fp64, 3);
@@ -43,7 +46,7 @@ TEST_CASE("importance_gate_backward is the gradient, and none where it was clamp
     value();
     const Tensor d = copy_of(weight), d_bias({2}, DType::fp64);
     zero(d_bias, {});
-    importance_gate_backward({.d_gate = d, .d_bias = d_bias, .importance = importance}, {});
+    run(importance_gate_backward, {.d_gate = d, .d_bias = d_bias, .importance = importance}, exec);
     CHECK(relative_error(to_double(d), of_raw) < kDifferenceTolerance);
     CHECK(relative_error(to_double(d_bias), of_bias) < kDifferenceTolerance);
     CHECK(to_double(d)[4] == 0.0);

@@ -380,17 +380,22 @@ TEST_CASE("quantization_loss counts what the quantiser loses, and adds it to its
         expected[3] += value * value;
     }
     if (shape.rank == 2 && shape[0] > 1) REQUIRE(expected[1] > 2.0);  // some did become 0
-    for (const cpu::Isa isa : available_isas()) {
-        const IsaScope scope(isa);
+    const auto check = [&](const Exec& exec) {
         const Tensor sums({4}, DType::fp64);
         std::ranges::copy(std::vector<double>{1.0, 2.0, 3.0, 4.0}, sums.as<double>().begin());
-        quantization_loss({.sums = sums, .x = x}, {});
-        CAPTURE(dtype_name(dtype), shape.str(), static_cast<int>(isa));
+        run(quantization_loss, {.sums = sums, .x = x}, exec);
+        CAPTURE(dtype_name(dtype), shape.str(), exec.device.is_cuda());
         CHECK(sums.as<double>()[0] == expected[0]);
         CHECK(sums.as<double>()[1] == expected[1]);
         CHECK(std::abs(sums.as<double>()[2] - expected[2]) <= 1e-9 * expected[2]);
         CHECK(std::abs(sums.as<double>()[3] - expected[3]) <= 1e-9 * expected[3]);
+    };
+    for (const cpu::Isa isa : available_isas()) {
+        const IsaScope scope(isa);
+        check({});
     }
+    for (const Exec& exec : available_execs())
+        check(exec);
 }
 
 TEST_CASE("quantization_loss refuses what does not fit") {
@@ -399,6 +404,4 @@ TEST_CASE("quantization_loss refuses what does not fit") {
     CHECK_THROWS_AS(quantization_loss({.sums = three, .x = x}, {}), ShapeError);
     CHECK_THROWS_AS(quantization_loss({.sums = narrow, .x = x}, {}), ShapeError);
     CHECK_THROWS_AS(quantization_loss({.sums = sums, .x = codes}, {}), ShapeError);
-    CHECK_THROWS_AS(quantization_loss({.sums = sums, .x = x}, {.device = {DeviceKind::cuda, 0}}),
-                    DeviceError);
 }

@@ -65,9 +65,10 @@ std::int64_t uncovered_tokens(const Case& s, ConstTensorView selection) {
 }  // namespace
 
 TEST_CASE("a query's reading covers its past once, and is what the rule selects") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const bool alike = GENERATE(false, true);  // keys: only the rule for equals decides
     for (const Case& s : kCases) {
-        const Inputs in = make_inputs(s, DType::fp64);
+        const Inputs in = make_inputs(s, DType::fp64, exec);
         if (alike) set_all(in.k, 0.5);
         const Outputs o = run_forward(s, in);
         const Reference r = tree_attention_float64(s, in, o.selection);
@@ -80,10 +81,11 @@ TEST_CASE("a query's reading covers its past once, and is what the rule selects"
 }
 
 TEST_CASE("tree_attention_forward meets float64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16);
     std::size_t compared = 0;
     for (const Case& s : kCases) {
-        const Inputs in = make_inputs(s, dtype);
+        const Inputs in = make_inputs(s, dtype, exec);
         const Outputs o = run_forward(s, in);
         const Reference r = tree_attention_float64(s, in, o.selection);
         CAPTURE(dtype_name(dtype), s.len, s.dim, s.rule.window);
@@ -166,6 +168,29 @@ TEST_CASE("NaN and infinite keys, and zeros of both signs, are selected by a fix
     const auto from = out.begin() + bad * s.n_heads * s.dim;
     CHECK(std::none_of(out.begin(), from, [](double x) { return std::isnan(x); }));
     if (std::isnan(odd)) CHECK(std::all_of(from, out.end(), [](double x) { return x != x; }));
+}
+
+TEST_CASE("every place selects the same nodes, whatever the keys") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16);
+    const int keys = GENERATE(0, 1, 2, 3);
+    for (const Case& s : kCases) {
+        Inputs in = make_inputs(s, dtype);
+        dispatch_dtype(dtype, [&]<Element T>(T) {
+            const auto k = in.k.as<T>();
+            for (std::size_t i = 0; i < k.size(); ++i) {
+                const auto x = static_cast<float>(i % 7) - 3.0f;
+                if (keys == 1) k[i] = narrow_to<T>(i % 3 == 0 ? 0.0f : -0.0f);  // equals
+                if (keys == 2) k[i] = narrow_to<T>(i % 53 == 0 ? NAN : x);      // ties
+                if (keys == 3) k[i] = narrow_to<T>(i % 61 == 0 ? INFINITY : -x);
+            }
+        });
+        const auto expected = bytes_of(run_forward(s, in).selection);
+        for (const Exec& exec : available_execs()) {
+            in.exec = exec;
+            CAPTURE(dtype_name(dtype), keys, s.len, s.rule.leaf, s.rule.fanout, s.rule.beam);
+            CHECK(bytes_of(run_forward(s, in).selection) == expected);
+        }
+    }
 }
 
 TEST_CASE("a row of logits far below zero has a finite softmax") {

@@ -27,24 +27,25 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
     Gradients g{poisoned_tensor(in.q.view.shape, dtype), poisoned_tensor(in.k.view.shape, dtype),
                 poisoned_tensor(in.v.view.shape, dtype), poisoned_tensor(in.gate.view.shape, wide),
                 poisoned_tensor({s.batch, s.len, s.n_heads}, wide)};
-    tree_attention_backward({.d_q = g.d_q,
-                             .d_k = g.d_k,
-                             .d_v = g.d_v,
-                             .d_gate = g.d_gate,
-                             .d_sink = g.d_sink,
-                             .d_out = d_out,
-                             .out = out,
-                             .lse = lse,
-                             .selection = selection,
-                             .q = in.q,
-                             .k = in.k,
-                             .v = in.v,
-                             .key_begin = in.key_begin,
-                             .gate = in.gate,
-                             .sink_logit = in.sink_logit,
-                             .rule = in.rule,
-                             .scale = in.scale},
-                            {});
+    run(tree_attention_backward,
+        {.d_q = g.d_q,
+         .d_k = g.d_k,
+         .d_v = g.d_v,
+         .d_gate = g.d_gate,
+         .d_sink = g.d_sink,
+         .d_out = d_out,
+         .out = out,
+         .lse = lse,
+         .selection = selection,
+         .q = in.q,
+         .k = in.k,
+         .v = in.v,
+         .key_begin = in.key_begin,
+         .gate = in.gate,
+         .sink_logit = in.sink_logit,
+         .rule = in.rule,
+         .scale = in.scale},
+        in.exec);
     for (const PoisonedTensor* t : {&g.d_q, &g.d_k, &g.d_v, &g.d_gate, &g.d_sink})
         CHECK(t->guards_intact());
     return g;
@@ -53,13 +54,15 @@ Gradients backward(const Case& s, const Inputs& in, const Tensor& d_out) {
 }  // namespace
 
 TEST_CASE("tree_attention_backward meets central differences of the forward in fp64") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     const Case s = GENERATE(
         Case{2, 24, 4, 2, 2, 17, {4, 2, 2, 1, 1}}, Case{1, 75, 2, 1, 2, 1000, {8, 2, 3, 1, 2}},
         Case{1, 66, 2, 2, 2, 1000, {4, 4, 2, 2, 0}}, Case{1, 90, 1, 1, 2, 1000, {6, 3, 9, 1, 0}},
         Case{1, 70, 2, 1, 2, 1000, {20, 20, 2, 1, 3}});
-    const Inputs in = make_inputs(s, DType::fp64);
+    Inputs in = make_inputs(s, DType::fp64, exec);
     const Tensor d_out = random_tensor(in.q.view.shape, DType::fp64, 9);
     const Gradients g = backward(s, in, d_out);
+    in.exec = {};  // the forwards that are many
     const Tensor out(in.q.view.shape, DType::fp64), lse(lse_shape(s), DType::fp64),
         selection(selection_shape(s), DType::int32);
     const auto loss = [&] {
@@ -86,9 +89,10 @@ TEST_CASE("tree_attention_backward meets central differences of the forward in f
 }
 
 TEST_CASE("tree_attention_backward where all queries choose the same leaf") {
+    const Exec exec = GENERATE(from_range(available_execs()));
     // One key that all queries look for, far behind: its leaf gets every later query's gradient.
     const Case s{1, 80, 2, 1, 2, 1000, {8, 4, 3, 1, 0}};
-    const Inputs in = make_inputs(s, DType::fp64);
+    Inputs in = make_inputs(s, DType::fp64, exec);
     std::ranges::fill(in.q.as<double>(), 0.7);
     for (std::int64_t c = 0; c < s.dim; ++c)
         in.k.as<double>()[static_cast<std::size_t>(21 * s.dim + c)] = 9.0;
@@ -99,6 +103,7 @@ TEST_CASE("tree_attention_backward where all queries choose the same leaf") {
     for (std::int64_t t = (21 / 4 + 1) * 4 + 8; t < s.len; ++t)
         CHECK(chosen[static_cast<std::size_t>(t * per_query)] == 21 / 4);
     const Gradients g = backward(s, in, d_out);
+    in.exec = {};
     const auto loss = [&] { return weighted_sum(run_forward(s, in).out, d_out); };
     CHECK(relative_error(to_double(g.d_k), central_differences(in.k, loss)) < kDifferenceTolerance);
     CHECK(relative_error(to_double(g.d_v), central_differences(in.v, loss)) < kDifferenceTolerance);

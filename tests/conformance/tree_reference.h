@@ -7,6 +7,7 @@
 #include "kernels/tree_attention.h"
 #include "tests/conformance/conformance.h"
 #include "tests/support/attention_cases.h"
+#include "tests/support/execs.h"
 
 namespace stoa::test::tree {
 
@@ -19,8 +20,9 @@ struct Inputs {
     Tensor q, k, v, gate, sink_logit, key_begin;
     TreeRule rule;
     double scale;
+    Exec exec{};
 };
-inline Inputs make_inputs(const Case& s, DType dtype) {
+inline Inputs make_inputs(const Case& s, DType dtype, const Exec& exec = {}) {
     const DType wide = wide_dtype(dtype);
     Inputs in{random_tensor({s.batch, s.len, s.n_heads, s.dim}, dtype, 1, 2.0),
               random_tensor({s.batch, s.len, s.n_kv_heads, s.dim}, dtype, 2, 2.0),
@@ -29,7 +31,8 @@ inline Inputs make_inputs(const Case& s, DType dtype) {
               random_tensor({s.n_heads}, wide, 6),
               packed_documents(s.batch, s.len, s.document),
               s.rule,
-              1.0 / std::sqrt(static_cast<double>(s.dim))};
+              1.0 / std::sqrt(static_cast<double>(s.dim)),
+              exec};
     return in;
 }
 
@@ -39,18 +42,19 @@ inline Shape selection_shape(const Case& s) {
 }
 
 inline void forward(TensorView out, TensorView lse, TensorView selection, const Inputs& in) {
-    tree_attention_forward({.out = out,
-                            .lse = lse,
-                            .selection = selection,
-                            .q = in.q,
-                            .k = in.k,
-                            .v = in.v,
-                            .key_begin = in.key_begin,
-                            .gate = in.gate,
-                            .sink_logit = in.sink_logit,
-                            .rule = in.rule,
-                            .scale = in.scale},
-                           {});
+    run(tree_attention_forward,
+        {.out = out,
+         .lse = lse,
+         .selection = selection,
+         .q = in.q,
+         .k = in.k,
+         .v = in.v,
+         .key_begin = in.key_begin,
+         .gate = in.gate,
+         .sink_logit = in.sink_logit,
+         .rule = in.rule,
+         .scale = in.scale},
+        in.exec);
 }
 
 /// The rule once more, over sets of tokens: a node is [begin, end) in tokens of the document.
@@ -81,7 +85,7 @@ inline double bound(const std::vector<double>& q, const Doc& doc, const Node& no
 }
 
 inline Reading read_of(std::int64_t t, const std::vector<std::vector<double>>& q, const Doc& doc,
-                const TreeRule& rule, double scale) {
+                       const TreeRule& rule, double scale) {
     Reading reading;
     const std::int64_t far = std::max<std::int64_t>(0, t / rule.leaf - rule.window / rule.leaf);
     for (std::int64_t s = far * rule.leaf; s <= t; ++s)
@@ -147,7 +151,8 @@ struct Reference {
     std::int64_t uncovered = 0;    // tokens that are not represented exactly once
     std::int64_t other_nodes = 0;  // levels at which `selection` expands others
 };
-inline Reference tree_attention_float64(const Case& s, const Inputs& in, ConstTensorView selection) {
+inline Reference tree_attention_float64(const Case& s, const Inputs& in,
+                                        ConstTensorView selection) {
     const auto q = to_double(in.q), k = to_double(in.k), v = to_double(in.v),
                gate = to_double(in.gate), sink = to_double(in.sink_logit);
     const auto begins = in.key_begin.as<std::int32_t>();

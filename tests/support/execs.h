@@ -25,6 +25,9 @@ inline std::vector<Exec> available_execs() {
 
 // The tensors of an op's arguments. TensorViews are written, ConstTensorViews only read.
 inline auto tensors(RmsNormArgs& a) { return std::tie(a.y, a.rstd, a.x, a.weight); }
+inline auto tensors(RmsNormAddArgs& a) {
+    return std::tie(a.sum, a.y, a.rstd, a.x, a.delta, a.weight);
+}
 inline auto tensors(RmsNormBackwardArgs& a) {
     return std::tie(a.d_x, a.d_weight, a.d_y, a.x, a.weight, a.rstd);
 }
@@ -48,6 +51,46 @@ inline auto tensors(AdamwArgs& a) {
 }
 inline auto tensors(QuantizeArgs& a) { return std::tie(a.codes, a.scale, a.nonfinite, a.x); }
 inline auto tensors(DequantizeArgs& a) { return std::tie(a.y, a.codes, a.scale); }
+inline auto tensors(QuantizationLossArgs& a) { return std::tie(a.sums, a.x); }
+inline auto tensors(TwoWayCodes& c) {
+    return std::tie(c.row, c.row_scale, c.column, c.column_scale);
+}
+inline auto tensors(QuantizeTwoWayArgs& a) {
+    return std::tuple_cat(tensors(a.codes), std::tie(a.nonfinite, a.x));
+}
+inline auto tensors(SwigluQuantizeArgs& a) {
+    return std::tuple_cat(tensors(a.codes), std::tie(a.y, a.nonfinite, a.gate, a.up));
+}
+inline auto tensors(SwigluQuantizeBackwardArgs& a) {
+    return std::tuple_cat(tensors(a.d_gate_codes), tensors(a.d_up_codes),
+                          std::tie(a.d_gate, a.d_up, a.nonfinite, a.d_y, a.gate, a.up));
+}
+inline auto tensors(RmsNormQuantizeArgs& a) {
+    return std::tuple_cat(tensors(a.codes), std::tie(a.y, a.rstd, a.nonfinite, a.x, a.weight));
+}
+inline auto tensors(SelectKeysArgs& a) { return std::tie(a.expiry, a.importance, a.key_begin); }
+inline auto tensors(ImportanceAttentionArgs& a) {
+    return std::tie(a.out, a.lse, a.q, a.k, a.v, a.expiry, a.key_begin, a.gate, a.sink_logit,
+                    a.dense_rows);
+}
+inline auto tensors(ImportanceAttentionBackwardArgs& a) {
+    return std::tie(a.d_q, a.d_k, a.d_v, a.d_gate, a.d_sink, a.far_mass, a.d_out, a.out, a.lse, a.q,
+                    a.k, a.v, a.expiry, a.key_begin, a.gate, a.sink_logit, a.dense_rows);
+}
+inline auto tensors(ImportanceDistilArgs& a) {
+    return std::tie(a.d_importance, a.importance, a.key_begin, a.targets);
+}
+inline auto tensors(ImportanceGateArgs& a) { return std::tie(a.gate, a.importance, a.bias); }
+inline auto tensors(ImportanceGateBackwardArgs& a) {
+    return std::tie(a.d_gate, a.d_bias, a.importance);
+}
+inline auto tensors(TreeAttentionArgs& a) {
+    return std::tie(a.out, a.lse, a.selection, a.q, a.k, a.v, a.key_begin, a.gate, a.sink_logit);
+}
+inline auto tensors(TreeAttentionBackwardArgs& a) {
+    return std::tie(a.d_q, a.d_k, a.d_v, a.d_gate, a.d_sink, a.d_out, a.out, a.lse, a.selection,
+                    a.q, a.k, a.v, a.key_begin, a.gate, a.sink_logit);
+}
 inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
 inline auto tensors(AttentionArgs& a) {
     return std::tie(a.out, a.lse, a.q, a.k, a.v, a.key_begin, a.key_end);

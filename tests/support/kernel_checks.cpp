@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/core/philox.h"
+#include "tests/support/attention_cases.h"
 #include "tests/support/execs.h"
 #include "tests/support/tensors.h"
 
@@ -113,6 +114,15 @@ std::string named(DType t, const Shape& s) { return std::string(dtype_name(t)) +
 
 /// fp64 that takes exp or sums in parallel agrees in value only.
 double exp_tolerance(DType t) { return t == DType::fp64 ? 1e-13 : 0.0; }
+
+/// A GPU has an exp and a log of its own; kernels on the host have the CPU's.
+double library_tolerance(DType t) {
+    static const bool on_gpu = [] {
+        std::string reason;
+        return !cuda::list_devices(reason).empty();
+    }();
+    return !on_gpu ? 0.0 : t == DType::fp64 ? 1e-12 : t == DType::bf16 ? 1e-2 : 1e-3;
+}
 
 Tensor ints(std::int64_t n, std::uint64_t seed, std::int32_t below, std::int32_t least = 0) {
     Tensor t({n}, DType::int32);
@@ -345,6 +355,91 @@ void check_quantize(Checker& c) {
                     }
 }
 
+void check_quantization_loss(Checker& c) {
+    c.begin("quantization_loss");
+    for (const Shape& s : c.large ? std::vector<Shape>{{4096, 1024}, {1000, 777}}
+                                  : std::vector<Shape>{{1, 1}, {3, 127}, {65, 300}})
+        for (const DType t : {DType::fp32, DType::bf16, DType::fp16})
+            both(c, quantization_loss,
+                 {.sums = random_tensor({4}, DType::fp64, 1), .x = random_tensor(s, t, 4)},
+                 named(t, s), 1e-12);
+}
+
+void check_rms_norm_add(Checker& c) {
+    c.begin("rms_norm_add");
+    for (const Shape& s : row_shapes(c))
+        for (const DType t : kTypes)
+            for (const DType d : {t, wide_dtype(t)})
+                for (const DType y : {t, wide_dtype(t)}) {
+                    const Tensor x = random_tensor(s, t, 1), sum(s, t);
+                    for (const TensorView& to : {sum.view, x.view})
+                        both(c, rms_norm_add,
+                             {.sum = to,
+                              .y = Tensor(s, y),
+                              .rstd = Tensor({s.numel() / s[s.rank - 1]}, wide_dtype(t)),
+                              .x = x,
+                              .delta = random_tensor(s, d, 2),
+                              .weight = random_tensor({s[s.rank - 1]}, wide_dtype(t), 3)},
+                             named(t, s));
+                }
+}
+
+void check_fused_quantize(Checker& c) {
+    c.begin("fused quantize");
+    for (const Shape& s : c.large ? std::vector<Shape>{{4096, 1024}, {1000, 777}}
+                                  : std::vector<Shape>{{1, 1}, {3, 127}, {130, 129}, {257, 128}})
+        for (const DType t : {DType::fp32, DType::bf16, DType::fp16})
+            for (const DType code : {DType::e4m3, DType::e5m2})
+                for (const int ways : {1, 2, 3}) {
+                    std::vector<Tensor> owned;
+                    const auto room = [&](bool wanted, Shape shape, DType type) {
+                        if (!wanted) return TensorView{};
+                        owned.emplace_back(shape, type);
+                        return owned.back().view;
+                    };
+                    const auto codes = [&] {
+                        const Shape row = scale_shape(s, QuantBlocks::row),
+                                    column = scale_shape(s, QuantBlocks::column);
+                        return TwoWayCodes{room((ways & 1) != 0, s, code),
+                                           room((ways & 1) != 0, row, DType::e8m0),
+                                           room((ways & 2) != 0, s, code),
+                                           room((ways & 2) != 0, column, DType::e8m0)};
+                    };
+                    const std::string where = named(t, s) + " ways " + std::to_string(ways);
+                    const Tensor gate = random_tensor(s, t, 1, 8.0), up = random_tensor(s, t, 2),
+                                 d_y = random_tensor(s, t, 3), flag({1}, DType::int32);
+                    flag.as<std::int32_t>()[0] = 4;
+                    for (const Tensor& x : {any_bits(s, t, 5), random_tensor(s, t, 6)})
+                        both(c, quantize_two_way, {.codes = codes(), .nonfinite = flag, .x = x},
+                             where);
+                    both(c, swiglu_quantize,
+                         {.codes = codes(),
+                          .y = Tensor(s, t),
+                          .nonfinite = flag,
+                          .gate = gate,
+                          .up = up},
+                         where + " swiglu");
+                    both(c, swiglu_quantize_backward,
+                         {.d_gate_codes = codes(),
+                          .d_up_codes = codes(),
+                          .d_gate = gate,
+                          .d_up = up,
+                          .nonfinite = flag,
+                          .d_y = d_y,
+                          .gate = gate,
+                          .up = up},
+                         where + " swiglu backward");
+                    both(c, rms_norm_quantize,
+                         {.codes = codes(),
+                          .y = Tensor(s, t),
+                          .rstd = Tensor({s[0]}, DType::fp32),
+                          .nonfinite = flag,
+                          .x = d_y,
+                          .weight = random_tensor({s[1]}, DType::fp32, 7)},
+                         where + " norm");
+                }
+}
+
 void check_embedding(Checker& c) {
     c.begin("embedding");
     struct Case {
@@ -490,6 +585,173 @@ void check_random_normal(Checker& c) {
               .logical_rows = s[0],
               .logical_cols = s[1]},
              named(t, s));
+}
+
+struct SparseCase {
+    std::int64_t batch, len, q_len, n_heads, n_kv_heads, dim, document, dense;
+    KeyRule rule;
+};
+void check_importance_case(Checker& c, const SparseCase& s, DType t) {
+    const DType wide = wide_dtype(t);
+    const std::string where = named(t, {s.len, s.n_heads, s.n_kv_heads, s.dim});
+    const Shape columns{s.batch, s.len, s.n_kv_heads}, keys{s.batch, s.len, s.n_kv_heads, s.dim},
+        queries{s.batch, s.q_len, s.n_heads, s.dim};
+    const Tensor key_begin = packed_documents(s.batch, s.len, s.document),
+                 importance = random_tensor(columns, wide, 4),
+                 expiry({s.batch, s.n_kv_heads, s.len}, DType::int32);
+    both(c, select_keys,
+         {.expiry = expiry, .importance = importance, .key_begin = key_begin, .rule = s.rule},
+         where);
+    Tensor dense_rows;
+    if (s.dense > 0) {
+        dense_rows = Tensor({s.batch, s.dense}, DType::int32);
+        for (std::int64_t i = 0; i < s.batch * s.dense; ++i)
+            dense_rows.as<std::int32_t>()[static_cast<std::size_t>(i)] =
+                static_cast<std::int32_t>((i % s.dense + 1) * s.len / (s.dense + 1));
+    }
+    const Tensor q = random_tensor(queries, t, 1, 2.0), k = random_tensor(keys, t, 2, 2.0),
+                 v = random_tensor(keys, t, 3), gate = random_gates(columns, wide, 5),
+                 sink = random_tensor({s.n_heads}, wide, 6), out(queries, t),
+                 lse({s.batch, s.n_heads, s.q_len}, wide);
+    both(c, importance_attention_forward,
+         {.out = out,
+          .lse = lse,
+          .q = q,
+          .k = k,
+          .v = v,
+          .expiry = expiry,
+          .key_begin = key_begin,
+          .gate = gate,
+          .sink_logit = sink,
+          .dense_rows = dense_rows,
+          .rule = s.rule,
+          .scale = 0.3},
+         where, library_tolerance(t));
+    if (s.q_len < s.len) return;
+    both(c, importance_attention_backward,
+         {.d_q = Tensor(queries, t),
+          .d_k = Tensor(keys, t),
+          .d_v = Tensor(keys, t),
+          .d_gate = Tensor(columns, wide),
+          .d_sink = Tensor({s.batch, s.len, s.n_heads}, wide),
+          .far_mass = s.dense > 0 ? Tensor(columns, wide).view : TensorView{},
+          .d_out = random_tensor(queries, t, 9),
+          .out = out,
+          .lse = lse,
+          .q = q,
+          .k = k,
+          .v = v,
+          .expiry = expiry,
+          .key_begin = key_begin,
+          .gate = gate,
+          .sink_logit = sink,
+          .dense_rows = dense_rows,
+          .rule = s.rule,
+          .scale = 0.3},
+         where + " backward", library_tolerance(t));
+    both(c, importance_distil,
+         {.d_importance = random_tensor(columns, wide, 7),
+          .importance = importance,
+          .key_begin = key_begin,
+          .targets = ints(s.batch * s.len, 8, 3, -1),
+          .rule = s.rule,
+          .d_loss = 0.3},
+         where + " distil", library_tolerance(t));
+}
+
+void check_importance(Checker& c) {
+    c.begin("importance");
+    for (const SparseCase& s :
+         c.large ? std::vector<SparseCase>{{1, 4700, 4700, 2, 1, 40, 3100, 0, {200, 4, 50}}}
+                 : std::vector<SparseCase>{{2, 7, 7, 4, 2, 8, 3, 0, {2, 1, 1}},
+                                           {1, 150, 150, 2, 1, 32, 1000, 9, {20, 4, 5}},
+                                           {2, 200, 200, 3, 3, 18, 90, 70, {16, 0, 0}},
+                                           {1, 140, 60, 2, 2, 9, 110, 0, {8, 0, 40}},
+                                           {1, 70, 70, 9, 1, 4, 50, 0, {5, 1, 3}},
+                                           {1, 66, 66, 1, 1, 300, 60, 3, {5, 1, 3}}})
+        for (const DType t : kTypes)
+            check_importance_case(c, s, t);
+    if (!c.large)  // queries of two chunks
+        check_importance_case(c, {1, 2200, 2200, 1, 1, 2, 2150, 0, {20, 2, 4}}, DType::fp32);
+    c.begin("importance_gate");
+    for (const DType t : {DType::fp32, DType::fp64}) {
+        const Tensor importance = random_tensor({70, 3}, t, 1, 20.0);
+        both(c, importance_gate_forward,
+             {.gate = Tensor({70, 3}, t),
+              .importance = importance,
+              .bias = random_tensor({3}, t, 2)},
+             named(t, {70, 3}), library_tolerance(t));
+        both(c, importance_gate_backward,
+             {.d_gate = random_tensor({70, 3}, t, 3),
+              .d_bias = random_tensor({3}, t, 4),
+              .importance = importance},
+             named(t, {70, 3}), library_tolerance(t));
+    }
+}
+
+struct TreeCase {
+    std::int64_t batch, len, n_heads, n_kv_heads, dim, document;
+    TreeRule rule;
+};
+void check_tree_case(Checker& c, const TreeCase& s, DType t) {
+    const DType wide = wide_dtype(t);
+    const std::string where = named(t, {s.len, s.n_heads, s.n_kv_heads, s.dim});
+    const Shape columns{s.batch, s.len, s.n_kv_heads}, keys{s.batch, s.len, s.n_kv_heads, s.dim},
+        queries{s.batch, s.len, s.n_heads, s.dim};
+    const Tensor key_begin = packed_documents(s.batch, s.len, s.document),
+                 q = random_tensor(queries, t, 1, 2.0), k = random_tensor(keys, t, 2, 2.0),
+                 v = random_tensor(keys, t, 3), gate = random_gates(columns, wide, 5),
+                 sink = random_tensor({s.n_heads}, wide, 6), out(queries, t),
+                 lse({s.batch, s.n_heads, s.len}, wide),
+                 selection({s.batch * s.n_kv_heads, s.len, tree_levels(s.rule, s.len),
+                            tree_slots(s.rule)},
+                           DType::int32);
+    both(c, tree_attention_forward,
+         {.out = out,
+          .lse = lse,
+          .selection = selection,
+          .q = q,
+          .k = k,
+          .v = v,
+          .key_begin = key_begin,
+          .gate = gate,
+          .sink_logit = sink,
+          .rule = s.rule,
+          .scale = 0.3},
+         where, library_tolerance(t));
+    both(c, tree_attention_backward,
+         {.d_q = Tensor(queries, t),
+          .d_k = Tensor(keys, t),
+          .d_v = Tensor(keys, t),
+          .d_gate = Tensor(columns, wide),
+          .d_sink = Tensor({s.batch, s.len, s.n_heads}, wide),
+          .d_out = random_tensor(queries, t, 9),
+          .out = out,
+          .lse = lse,
+          .selection = selection,
+          .q = q,
+          .k = k,
+          .v = v,
+          .key_begin = key_begin,
+          .gate = gate,
+          .sink_logit = sink,
+          .rule = s.rule,
+          .scale = 0.3},
+         where + " backward", library_tolerance(t));
+}
+
+void check_tree(Checker& c) {
+    c.begin("tree");
+    for (const TreeCase& s :
+         c.large ? std::vector<TreeCase>{{1, 3000, 2, 1, 40, 2200, {128, 16, 8, 4, 4}}}
+                 : std::vector<TreeCase>{{2, 30, 4, 2, 8, 17, {4, 2, 2, 1, 1}},
+                                         {1, 200, 2, 1, 16, 1000, {16, 4, 3, 2, 4}},
+                                         {1, 130, 1, 1, 18, 1000, {8, 8, 2, 3, 0}},
+                                         {2, 70, 4, 2, 8, 50, {8, 1, 4, 2, 1}},
+                                         {1, 150, 9, 1, 4, 140, {12, 6, 9, 2, 3}},
+                                         {1, 80, 2, 1, 300, 70, {10, 5, 2, 2, 5}}})
+        for (const DType t : kTypes)
+            if (s.len < 100 || t == DType::fp32 || t == DType::bf16) check_tree_case(c, s, t);
 }
 
 /// 8-bit operands are quantised from fp32.
@@ -667,11 +929,16 @@ std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool librar
     check_rms_norm(c);
     check_rope_and_swiglu(c);
     check_quantize(c);
+    check_quantization_loss(c);
+    check_rms_norm_add(c);
+    check_fused_quantize(c);
     check_embedding(c);
     check_cross_entropy(c);
     check_adamw(c);
     check_random_normal(c);
     check_own_attention(c);
+    check_importance(c);
+    check_tree(c);
     if (library) check_matmul(c);
     if (library) check_library_attention(c);
     return c.all;

@@ -9,6 +9,7 @@
 #define STOA_KERNEL
 #define STOA_DEVICE
 #define STOA_UNROLL_8
+#define STOA_CONSTANT const
 
 namespace stoa::cuda {
 
@@ -47,6 +48,8 @@ T shuffle(T value, int lane, int width = kWarp) {
 inline std::uint32_t warp_ballot(bool bit) { return host::ballot(bit); }
 
 inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
+
+inline int count_bits(std::uint32_t bits) { return std::popcount(bits); }
 
 inline void atomic_or(std::int32_t* to, std::int32_t bits) { *to |= bits; }
 inline void atomic_add(std::int64_t* to, std::int64_t value) { *to += value; }

@@ -1,0 +1,196 @@
+// The prefix top-k as expiry times, and the lists of far keys that come of them. A warp follows a
+// document: its lanes share out the kept tokens, and what a lane has it alone reads and writes, so
+// that nothing waits for memory. Of 32 candidates at a time those that beat the worst of the kept
+// take its place, one after the other in their order: the CPU's choice to the last bit.
+#include <limits>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/importance_keys.h"
+#include "kernels/cuda/ops.h"
+
+namespace stoa::cuda {
+namespace {
+
+/// A token's rank; unique, so that ties cannot depend on the order of work.
+template <class W>
+struct Ranked {
+    W importance;
+    std::int32_t token;
+};
+template <class W>
+STOA_DEVICE bool better(const Ranked<W>& a, const Ranked<W>& b) {
+    return a.importance > b.importance || (a.importance == b.importance && a.token < b.token);
+}
+
+/// The kept tokens of one warp; slot i is lane i % 32's.
+template <class W>
+struct Kept {
+    W* importance;
+    std::int32_t* token;
+    std::int64_t most, count = 0;
+    Ranked<W> worst{};  // of all lanes, and its slot
+    std::int64_t worst_slot = 0;
+
+    STOA_DEVICE void put(std::int64_t slot, const Ranked<W>& r) const {
+        if (slot % kWarp != thread_index() % kWarp) return;
+        importance[slot] = r.importance;
+        token[slot] = r.token;
+    }
+    STOA_DEVICE void find_worst() {
+        const int lane = thread_index() % kWarp;
+        Ranked<W> own{std::numeric_limits<W>::infinity(), -1};  // no token is better
+        std::int64_t slot = -1;
+        for (std::int64_t i = lane; i < count; i += kWarp) {
+            const Ranked<W> r{importance[i], token[i]};
+            if (slot < 0 || better(own, r)) own = r, slot = i;
+        }
+        for (int half = kWarp / 2; half > 0; half /= 2) {
+            const Ranked<W> other{shuffle_down(own.importance, half),
+                                  shuffle_down(own.token, half)};
+            const std::int64_t other_slot = shuffle_down(slot, half);
+            if (other_slot >= 0 && (slot < 0 || better(own, other))) own = other, slot = other_slot;
+        }
+        worst = {shuffle(own.importance, 0), shuffle(own.token, 0)};
+        worst_slot = shuffle(slot, 0);
+    }
+};
+
+/// Expiry times of tokens [begin, end), each written by lane token % 32 alone.
+template <class W>
+STOA_DEVICE void select_document(std::int32_t* expiry, const W* importance, std::int64_t stride,
+                                 std::int64_t begin, std::int64_t end, std::int64_t window,
+                                 std::int64_t sinks, Kept<W>& kept) {
+    const int lane = thread_index() % kWarp;
+    const std::int64_t first = begin / kWarp * kWarp;
+    for (std::int64_t s = first + lane; s < end; s += kWarp) {
+        if (s < begin) continue;
+        const bool stays = s - begin < sinks || s + window > end;
+        expiry[s] = static_cast<std::int32_t>(stays ? end : s + window);
+    }
+    kept.count = 0;
+    if (kept.most == 0) return;
+    for (std::int64_t chunk = first; chunk < end - window; chunk += kWarp) {
+        const std::int64_t s = chunk + lane;
+        const bool candidate = s >= begin + sinks && s < end - window;
+        Ranked<W> own{candidate ? importance[s * stride] : W{0}, static_cast<std::int32_t>(s)};
+        if (own.importance != own.importance) own.importance = -std::numeric_limits<W>::infinity();
+        const bool full = kept.count == kept.most;
+        std::uint32_t left = warp_ballot(candidate && (!full || better(own, kept.worst)));
+        for (; left != 0; left &= left - 1) {
+            const int from = lowest_bit(left);
+            const Ranked<W> r{shuffle(own.importance, from), shuffle(own.token, from)};
+            std::int64_t slot = kept.count;
+            if (kept.count == kept.most) {
+                if (!better(r, kept.worst)) continue;
+                if (kept.worst.token % kWarp == lane)
+                    expiry[kept.worst.token] = static_cast<std::int32_t>(r.token + window);
+                slot = kept.worst_slot;
+            } else {
+                ++kept.count;
+            }
+            kept.put(slot, r);
+            if (lane == from) expiry[r.token] = static_cast<std::int32_t>(end);
+            if (kept.count == kept.most) kept.find_worst();
+        }
+    }
+}
+
+/// A warp a segment of tokens of a kv head: the documents that begin in it.
+template <class W>
+STOA_KERNEL void select_kernel(std::int32_t* expiry, const W* importance,
+                               const std::int32_t* key_begin, W* kept_importance,
+                               std::int32_t* kept_token, std::int64_t warps, std::int64_t segments,
+                               std::int64_t segment, std::int64_t heads, std::int64_t len,
+                               std::int64_t window, std::int64_t sinks, std::int64_t keep) {
+    const std::int64_t warp = global_thread() / kWarp;
+    if (warp >= warps) return;
+    const std::int64_t row = warp / segments, batch = row / heads, head = row % heads;
+    const std::int64_t from = warp % segments * segment,
+                       to = from + segment < len ? from + segment : len;
+    const std::int32_t* const begins = key_begin + batch * len;
+    Kept<W> kept{kept_importance + warp * keep, kept_token + warp * keep, keep};
+    for (std::int64_t chunk = from; chunk < to; chunk += kWarp) {
+        const std::int64_t t = chunk + thread_index() % kWarp;
+        for (std::uint32_t left = warp_ballot(t < to && begins[t] == t); left != 0;
+             left &= left - 1) {
+            const std::int64_t begin = chunk + lowest_bit(left);
+            select_document(expiry + row * len, importance + batch * len * heads + head, heads,
+                            begin, document_end(begins, begin, len), window, sinks, kept);
+        }
+    }
+}
+
+/// A warp a tile of queries: the keys that any of them sees although they have left its window.
+STOA_KERNEL void far_kernel(std::int32_t* keys, std::int32_t* counts, const std::int32_t* expiry,
+                            const std::int32_t* key_begin, std::int64_t rows, std::int64_t heads,
+                            std::int64_t len, std::int64_t window, std::int64_t tiles,
+                            std::int64_t tile_rows, std::int64_t first, std::int64_t capacity) {
+    const std::int64_t warp = global_thread() / kWarp;
+    if (warp >= rows * tiles) return;
+    const std::int64_t row = warp / tiles, t = first + warp % tiles * tile_rows;
+    const std::int64_t last = (t + tile_rows < len ? t + tile_rows : len) - 1;
+    const int lane = thread_index() % kWarp;
+    std::int32_t* const list = keys + warp * capacity;
+    std::int64_t count = 0;
+    // What the first query's document does not hold, expires before it.
+    for (std::int64_t chunk = key_begin[row / heads * len + t]; chunk + window <= last;
+         chunk += kWarp) {
+        const std::int64_t s = chunk + lane;
+        bool seen = false;
+        if (s + window <= last) {
+            const std::int64_t until = expiry[row * len + s];
+            seen = until > t && until > s + window;
+        }
+        const std::uint32_t all = warp_ballot(seen);
+        const std::int64_t at = count + count_bits(all & ((1u << lane) - 1u));
+        if (seen && at < capacity) list[at] = static_cast<std::int32_t>(s);
+        count += count_bits(all);
+    }
+    if (lane == 0) counts[warp] = static_cast<std::int32_t>(count < capacity ? count : capacity);
+}
+
+template <class W>
+void select(const SelectKeysArgs& a, Stream stream) {
+    const std::int64_t rows = a.expiry.shape[0] * a.expiry.shape[1], len = a.expiry.shape[2];
+    const std::int64_t keep = std::min(a.rule.keep, len);
+    // Long enough that the room for kept tokens is no more than that of all tokens.
+    const std::int64_t segment = std::max<std::int64_t>(1024, keep);
+    const std::int64_t segments = blocks_for(len, static_cast<int>(segment)),
+                       warps = rows * segments;
+    const Scratch importance(stream, warps * keep * static_cast<std::int64_t>(sizeof(W)));
+    const Scratch token(stream, warps * keep * 4);
+    launch({.name = "select_keys",
+            .blocks = blocks_for(warps, kThreads / kWarp),
+            .threads = kThreads,
+            .stream = stream},
+           select_kernel<W>, a.expiry.as<std::int32_t>().data(),
+           a.importance.empty() ? nullptr : a.importance.as<W>().data(),
+           a.key_begin.as<std::int32_t>().data(), importance.as<W>(), token.as<std::int32_t>(),
+           warps, segments, segment, a.expiry.shape[1], len, a.rule.window, a.rule.sinks, keep);
+}
+
+}  // namespace
+
+void select_keys(const SelectKeysArgs& args, Stream stream) {
+    if (!args.importance.empty() && args.importance.dtype == DType::fp64)
+        return select<double>(args, stream);
+    select<float>(args, stream);
+}
+
+FarLists::FarLists(const ImportanceShape& n, const std::int32_t* expiry,
+                   const std::int32_t* key_begin, std::int64_t tile_rows, Stream stream)
+    : tiles((n.q_len + tile_rows - 1) / tile_rows),
+      // Those that the first query of a tile sees, and those that leave the window within it.
+      capacity(std::min(n.len, n.rule.keep + n.rule.sinks + tile_rows)),
+      keys(stream, n.batch * n.n_kv_heads * tiles * capacity * 4),
+      counts(stream, n.batch * n.n_kv_heads * tiles * 4) {
+    const std::int64_t rows = n.batch * n.n_kv_heads;
+    launch({.name = "importance_attention: far keys",
+            .blocks = blocks_for(rows * tiles, kThreads / kWarp),
+            .threads = kThreads,
+            .stream = stream},
+           far_kernel, keys.as<std::int32_t>(), counts.as<std::int32_t>(), expiry, key_begin, rows,
+           n.n_kv_heads, n.len, n.rule.window, tiles, tile_rows, n.len - n.q_len, capacity);
+}
+
+}  // namespace stoa::cuda
