@@ -1,5 +1,6 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -26,6 +27,8 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     if (devices.empty()) reason = "the driver reports no GPU";
     return devices;
 }
+
+int toolkit_version() { return CUDART_VERSION; }
 
 bool runs_kernels() {
     int count = 0;

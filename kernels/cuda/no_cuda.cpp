@@ -1,6 +1,7 @@
 // Linked instead of the .cu files when the build has no CUDA toolkit.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -18,6 +19,7 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     return {};
 }
 bool runs_kernels() { return false; }
+int toolkit_version() { return 0; }
 
 std::byte* allocate(std::int64_t) { refuse(); }
 void release(std::byte*) noexcept {}

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -19,6 +20,7 @@ std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 }  // namespace
 
 bool runs_kernels() { return true; }
+int toolkit_version() { return 0; }
 std::vector<DeviceInfo> list_devices(std::string& reason) {
     reason = "this program runs its kernels on the host";
     return {};
