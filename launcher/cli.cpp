@@ -9,7 +9,7 @@
 #include <set>
 
 #include "configs/load_run_config.h"
-#include "launcher/commands.h"
+#include "launcher/commands/node.h"
 
 namespace po = boost::program_options;
 
@@ -34,6 +34,8 @@ constexpr Verb kVerbs[] = {
     {"slurm", command_slurm, "write a batch script for SLURM, and submit it"},
     {"status", command_status, "how a run is: step, speed, last checkpoint, last fault, job"},
     {"ckpt", command_ckpt, "list, show and verify checkpoints"},
+    {"doctor", command_doctor, "look at this machine, and say what to mend and how"},
+    {"bundle", command_bundle, "make a folder that runs on nodes with nothing installed"},
 };
 
 constexpr const char* kExamples =

@@ -19,6 +19,7 @@
 #include <sstream>
 
 #include "kernels/core/error.h"
+#include "launcher/bundle/inside.h"
 
 extern char** environ;
 
@@ -90,7 +91,7 @@ std::string this_program() {
     if (path.empty())
         throw DeviceError(
             {.what = "cannot find the path of this program", .hint = "is /proc mounted?"});
-    return path;
+    return started_by(path);
 }
 
 std::vector<std::string> clean_environment() {

@@ -12,7 +12,7 @@
 #include <csignal>
 #include <utility>
 
-extern char** environ;
+#include "launcher/bundle/inside.h"
 
 namespace stoa {
 namespace {
@@ -52,7 +52,12 @@ Tool::Tool(const std::vector<std::string>& words) {
     for (const std::string& w : words)
         args.push_back(const_cast<char*>(w.c_str()));
     args.push_back(nullptr);
-    failed_ = posix_spawnp(&pid_, args[0], &files, &attributes, args.data(), environ);
+    std::vector<std::string> entries = tool_environment();
+    std::vector<char*> environment;
+    for (std::string& e : entries)
+        environment.push_back(e.data());
+    environment.push_back(nullptr);
+    failed_ = posix_spawnp(&pid_, args[0], &files, &attributes, args.data(), environment.data());
     if (failed_ != 0) pid_ = 0;
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&files);

@@ -1,5 +1,6 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -38,6 +39,8 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
 }
 
 bool is_built() { return true; }
+int toolkit_version() { return CUDART_VERSION; }
+
 bool runs_kernels() {
     int count = 0;
     return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;

@@ -2,6 +2,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/sdpa.h"
+#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -20,6 +21,7 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
 }
 bool is_built() { return false; }
 bool runs_kernels() { return false; }
+int toolkit_version() { return 0; }
 
 void use_device(int) { refuse(); }
 std::int64_t free_bytes() { refuse(); }

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "configs/load_run_config.h"
+#include "launcher/bundle/inside.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
 #include "launcher/process.h"
@@ -219,8 +220,9 @@ SlurmOptions read_options(const po::variables_map& values, const Args& args) {
                                .hint = "for example --sbatch=--mem=0"});
     o.setup_lines = list_of(values, "setup");
     o.launch_args = text_of(values, "launch-args");
-    o.program = values.contains("program") ? text_of(values, "program")
-                                           : fs::read_symlink("/proc/self/exe").string();
+    o.program = values.contains("program")
+                    ? text_of(values, "program")
+                    : started_by(fs::read_symlink("/proc/self/exe").string());
     o.typed = "stoa slurm";
     for (const std::string& a : args)
         if (a != "--dry-run" && a != "--submit") o.typed += " " + shell_line({a});

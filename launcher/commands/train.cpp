@@ -10,6 +10,7 @@
 #include "kernels/core/log.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/process.h"
 #include "launcher/worker.h"
 #include "parallel/exit_record.h"
 
@@ -45,7 +46,7 @@ CommandLine train_line() {
 std::string typed_command(const Args& args, const MpiSession& session) {
     if (const char* launched = std::getenv("STOA_COMMAND")) return launched;
     std::string text = session.size() > 1 ? fmt::format("mpirun -n {} ", session.size()) : "";
-    text += std::filesystem::read_symlink("/proc/self/exe").string() + " train";
+    text += this_program() + " train";
     for (const std::string& a : args)
         text += a.find_first_of(" '\"$*[]{}") == std::string::npos ? " " + a : " '" + a + "'";
     return text;
