@@ -277,9 +277,9 @@ void end_one_node_job(Program& p) {
 /// Time limits of a minute: once with SLURM's signal, once without any; and a chain of jobs beside.
 void reach_time_limits(Program& p, bool quick) {
     // Each longer than the limit: 50 ms a step.
-    const Job signalled = p.submit("limit", quick ? 500 : 3600, 2, "--time 1 --signal-seconds 15");
+    const Job signalled = p.submit("limit", quick ? 1200 : 3600, 2, "--time 1 --signal-seconds 15");
     // 20 s before the end, by the supervisor's own clock
-    const Job silent = p.submit("deadline", quick ? 800 : 3000, 2, "--time 1 --signal-seconds 30",
+    const Job silent = p.submit("deadline", quick ? 1000 : 3000, 2, "--time 1 --signal-seconds 30",
                                 "/SBATCH --signal/d");
     const int links = quick ? 2 : 3;
     std::vector<Job> chain;

@@ -17,6 +17,9 @@ namespace stoa::test {
 /// host. All on one stream, which lives as long as the program.
 inline std::vector<Exec> available_execs() {
     std::vector<Exec> execs{Exec{}};
+#if defined(STOA_HOST_KERNELS)
+    if (!cuda::runs_kernels()) throw std::logic_error("linked without the kernels it asks for");
+#endif
     if (!cuda::runs_kernels()) return execs;
     static const cuda::CudaStream stream;
     execs.push_back({{DeviceKind::cuda, 0}, stream.stream()});
