@@ -205,16 +205,16 @@ struct Reader {
     bool read(const ConfigNode& node, DeviceField f) {
         if (!need_scalar(node)) return false;
         const std::vector<std::string> words = words_of(DeviceChoice{});
-        const std::string cpu = "cpu ";
-        const bool sized = node.text.starts_with(cpu);
-        const auto found = std::ranges::find(words, sized ? "cpu" : node.text);
+        const std::string first = node.text.substr(0, node.text.find(' '));
+        const bool sized = node.text.size() > first.size() && (first == "cpu" || first == "auto");
+        const auto found = std::ranges::find(words, sized ? first : node.text);
         if (found == words.end())
-            return refuse(node,
-                          fmt::format("expected {} ({})", type_text(row), fmt::join(words, ", ")));
+            return refuse(node, fmt::format("expected {} (cpu 4, {})", type_text(row),
+                                            fmt::join(words, ", ")));
         *f.device = static_cast<DeviceChoice>(found - words.begin());
         *f.threads = 0;
         return !sized ||
-               read({node.kind, node.place, node.text.substr(cpu.size()), {}, {}}, f.threads);
+               read({node.kind, node.place, node.text.substr(first.size() + 1), {}, {}}, f.threads);
     }
     bool read(const ConfigNode& node, DeterminismField f) {
         if (!need_scalar(node)) return false;

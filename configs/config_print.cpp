@@ -145,7 +145,7 @@ std::string type_text(const KeyRow& row) {
             [](TpField) -> std::string { return "a whole number, and sequence"; },
             [](ZeroField) -> std::string { return "0, 1, 2 or 3, and beside or blocking"; },
             [](DeviceField) -> std::string {
-                return "auto, cpu, cpu and a number of threads, cuda or cuda shared";
+                return "auto or cpu, and a number of threads; cuda or cuda shared";
             },
             [](DeterminismField) -> std::string { return "auto, elastic, elastic DPxTP or fast"; },
             [](IntervalField) -> std::string { return "steps or a duration, and blocking"; },

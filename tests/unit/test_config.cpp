@@ -188,7 +188,7 @@ TEST_CASE("impossible combinations are refused with a way out") {
         {"micro_batch: 2", "micro_batch: 2\nparallel: {zero: 4}", {"[0, 3]"}},
         {"micro_batch: 2",
          "micro_batch: 2\nparallel: {device: gpu}",
-         {"parallel.device", "auto, cpu, cuda, cuda shared"}},
+         {"parallel.device", "cpu 4, auto, cpu, cuda, cuda shared"}},
         {"micro_batch: 2",
          "micro_batch: 2\nparallel: {zero: 2 overlap}",
          {"parallel.zero", "2 beside, 2 blocking"}},
@@ -411,6 +411,33 @@ TEST_CASE("human units") {
         CHECK(parse_count(format_count(n, "tokens"), "tokens").value == n);
     for (const double s : {1.0, 90.0, 1800.0, 5400.0, 7200.0, 0.3})
         CHECK(parse_duration(format_duration(s)).value == s);
+}
+
+TEST_CASE("parallel.device takes a place, and threads where that is the CPU") {
+    struct Case {
+        const char* text;
+        DeviceChoice device;
+        std::int64_t threads;
+    };
+    using enum DeviceChoice;
+    for (const Case& c :
+         {Case{"auto", automatic, 0}, Case{"auto 3", automatic, 3}, Case{"cpu", cpu, 0},
+          Case{"cpu 4", cpu, 4}, Case{"cuda", cuda, 0}, Case{"cuda shared", cuda_shared, 0}}) {
+        CAPTURE(c.text);
+        const std::string given = std::string("parallel.device=") + c.text;
+        const LoadedConfig loaded = load_run_config_text(kValid, "c.yaml", {given});
+        CHECK(loaded.config.parallel.device == c.device);
+        CHECK(loaded.config.parallel.threads == c.threads);
+        const LoadedConfig again = load_run_config_text(loaded.resolved_yaml, "r.yaml", {});
+        CHECK(again.config.parallel.device == c.device);
+        CHECK(again.config.parallel.threads == c.threads);
+    }
+    for (const char* text : {"cpu 0", "cpu four", "cuda 2", "cpu 4 5", "shared"}) {
+        CAPTURE(text);
+        CHECK_THROWS_AS(
+            load_run_config_text(kValid, "c.yaml", {std::string("parallel.device=") + text}),
+            ConfigError);
+    }
 }
 
 TEST_CASE("the resolved configuration names every origin and loads back to itself") {
