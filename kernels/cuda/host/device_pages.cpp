@@ -49,7 +49,7 @@ void protect(const Pool& p, std::int64_t from, std::int64_t to, int how) {
 }
 
 // Says what the fault is, then lets it end the program.
-void on_fault(int number, siginfo_t* info, void*) {
+[[maybe_unused]] void on_fault(int number, siginfo_t* info, void*) {
     if (host::is_device_memory(info->si_addr)) {
         constexpr char kText[] =
             "\nerror: host code touches device memory: copy it (kernels/device_memory.h). From:\n";
@@ -67,7 +67,7 @@ void reserve(Pool& p) {
     const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory));
     p.base = static_cast<std::byte*>(memory) + (align_up(address, kPages) - address);
     madvise(p.base, size(kReserve), MADV_HUGEPAGE);
-#if !defined(__SANITIZE_ADDRESS__)  // which says as much itself
+#if !defined(__SANITIZE_ADDRESS__)  // it says as much itself
     struct sigaction action {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO;
