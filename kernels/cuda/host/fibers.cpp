@@ -21,6 +21,9 @@ namespace context = boost::context::detail;  // its fibers unwind their stacks w
 constexpr std::size_t kStackBytes = std::size_t{256} << 10;
 constexpr int kMany = -2;  // more than one thread
 
+/// Ends a thread with a finding: what it would read next is anyone's guess.
+struct Stop {};
+
 /// The last accesses to one element of shared memory, with the number of barriers before them.
 struct Access {
     int writer = -1, reader = -1;
@@ -161,6 +164,7 @@ void fiber_main(context::transfer_t from) {
             fiber.barriers = 0;
             try {
                 (*m.body)();
+            } catch (const Stop&) {
             } catch (...) {
                 m.thrown = std::current_exception();
             }
@@ -306,16 +310,17 @@ void require_shared(std::int64_t end_bytes) {
                     std::to_string(m.shared.size()));
 }
 
-bool access(std::int64_t offset_bytes, int index, int count, bool write) {
+void access(std::int64_t offset_bytes, int index, int count, bool write) {
     Machine& m = machine();
     ++m.counts.shared_accesses;
     const int thread = m.position.thread;
     const std::uint64_t epoch = m.block.met;
-    if (index < 0 || index >= count || offset_bytes >= static_cast<std::int64_t>(m.shared.size())) {
-        find(m,
-             "index " + std::to_string(index) + " of a shared array of " + std::to_string(count));
-        return false;
-    }
+    const auto stop = [&](const std::string& what) {
+        find(m, what);
+        throw Stop{};
+    };
+    if (index < 0 || index >= count || offset_bytes >= static_cast<std::int64_t>(m.shared.size()))
+        stop("index " + std::to_string(index) + " of a shared array of " + std::to_string(count));
     Access& a = m.accesses[static_cast<std::size_t>(offset_bytes)];
     const auto unordered = [&](int other, std::uint64_t at) {
         return other != -1 && other != thread && at == epoch;
@@ -324,20 +329,19 @@ bool access(std::int64_t offset_bytes, int index, int count, bool write) {
         return std::string(does) + " element " + std::to_string(index) + " of shared memory that ";
     };
     if (unordered(a.writer, a.write_epoch))
-        find(m, element(write ? "writes" : "reads") + "thread " + std::to_string(a.writer) +
-                    " writes, and no barrier between");
+        stop(element(write ? "writes" : "reads") + "thread " + std::to_string(a.writer) +
+             " writes, and no barrier between");
     if (write) {
         if (unordered(a.reader, a.read_epoch))
-            find(m, element("writes") + "another thread reads, and no barrier between");
+            stop(element("writes") + "another thread reads, and no barrier between");
         a.writer = thread;
         a.write_epoch = epoch;
-        return true;
+        return;
     }
-    if (a.writer == -1) find(m, element("reads") + "no thread has written");
+    if (a.writer == -1) stop(element("reads") + "no thread has written");
     const bool also = a.reader != -1 && a.reader != thread && a.read_epoch == epoch;
     a.reader = also ? kMany : thread;
     a.read_epoch = epoch;
-    return true;
 }
 
 }  // namespace stoa::cuda::host

@@ -46,9 +46,9 @@ void meet_block();
 std::uint64_t exchange(std::uint64_t value, int from, int width);
 std::uint32_t ballot(bool bit);
 
-/// One access of the running thread to `bytes` at `data`, element `index` of `count`; false where
-/// it lies outside. `offset_bytes` is the element's place in the block's memory.
-bool access(std::int64_t offset_bytes, int index, int count, bool write);
+/// One access of the running thread, to element `index` of `count`, at `offset_bytes` of the
+/// block's memory. Ends the thread where it lies outside or no barrier orders it.
+void access(std::int64_t offset_bytes, int index, int count, bool write);
 std::byte* shared_memory();
 int shifted(int index);
 void require_shared(std::int64_t end_bytes);
