@@ -83,8 +83,9 @@ DevicePick pick_device(DeviceChoice choice, const std::vector<RankDevices>& rank
                            .where = who(ranks, without),
                            .expected = "a GPU for every rank",
                            .actual = ranks[without].reason,
-                           .hint = std::string("install or update the NVIDIA driver (nvidia-smi "
-                                               "lists the GPUs), ") +
+                           .hint = std::string("take a build with CUDA, and install or update the "
+                                               "NVIDIA driver (nvidia-smi lists the GPUs; stoa "
+                                               "doctor looks at both), ") +
                                    kOnCpu});
     }
     DevicePick pick;

@@ -75,8 +75,9 @@ void judge_host(std::vector<Finding>& out, const MachineFacts& f) {
         out.push_back(
             {note, "cpu",
              fmt::format("the container may use {:.1f} cores of {}", f.quota_cores, f.cores),
-             fmt::format("set parallel.threads so that all ranks together have {:.0f}",
-                         std::max(1.0, std::floor(f.quota_cores)))});
+             fmt::format(
+                 "set parallel.device='cpu N' so that all ranks together have {:.0f} threads",
+                 std::max(1.0, std::floor(f.quota_cores)))});
     judge_memory(out, f);
     judge_limits(out, f);
 }
