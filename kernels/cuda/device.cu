@@ -99,6 +99,35 @@ void synchronize(Stream stream) {
     check_cuda(cudaStreamSynchronize(handle(stream)), "a kernel before this point");
 }
 
+Event::~Event() {
+    if (handle_ != nullptr) (void)cudaEventDestroy(event(handle_));
+}
+void Event::record(Stream stream) {
+    if (handle_ == nullptr) {
+        // The thread that waits sleeps: its processor is the computation's.
+        cudaEvent_t made = nullptr;
+        check_cuda(cudaEventCreateWithFlags(&made, cudaEventDisableTiming | cudaEventBlockingSync),
+                   "event");
+        handle_ = made;
+    }
+    check_cuda(cudaEventRecord(event(handle_), handle(stream)), "event");
+}
+void Event::make_wait(Stream stream) const {
+    if (handle_ != nullptr)
+        check_cuda(cudaStreamWaitEvent(handle(stream), event(handle_), 0), "wait for an event");
+}
+void Event::wait() const {
+    if (handle_ != nullptr)
+        check_cuda(cudaEventSynchronize(event(handle_)), "a kernel before this point");
+}
+bool Event::reached() const {
+    if (handle_ == nullptr) return true;
+    const cudaError_t err = cudaEventQuery(event(handle_));
+    if (err == cudaErrorNotReady) return false;
+    check_cuda(err, "a kernel before this point");
+    return true;
+}
+
 Stopwatch::Stopwatch(Stream stream) : stream_(stream) {
     cudaEvent_t begin = nullptr, end = nullptr;
     check_cuda(cudaEventCreate(&begin), "event");

@@ -51,6 +51,29 @@ void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream);
 /// Waits for all of the stream's work; its errors come here.     errors: DeviceError
 void synchronize(Stream stream);
 
+/// A point in the order of a stream, for others to wait for. One that was never recorded keeps
+/// nobody waiting; it needs no GPU.
+class Event {
+public:
+    Event() = default;
+    Event(Event&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Event& operator=(Event&& other) noexcept {
+        std::swap(handle_, other.handle_);
+        return *this;
+    }
+    ~Event();
+    /// The point behind all that the stream has been given until now.     errors: DeviceError
+    void record(Stream stream);
+    /// What `stream` is given from here on waits for the point; the host does not.
+    void make_wait(Stream stream) const;
+    /// The host waits for the point.     errors: DeviceError, of the stream's work too
+    void wait() const;
+    bool reached() const;
+
+private:
+    void* handle_ = nullptr;
+};
+
 /// Milliseconds on the device between two calls: begin, work, end.
 class Stopwatch {
 public:

@@ -115,8 +115,9 @@ std::byte* allocate(std::int64_t bytes) {
     return data;
 }
 
-void release(std::byte* data) noexcept {
-    if (data == nullptr) return;
+namespace host {
+
+void give_back(std::byte* data) {
     Pool& p = pool();
     const std::scoped_lock lock(p.mutex);
     const auto piece = p.pieces.find(data - p.base);
@@ -135,8 +136,6 @@ void release(std::byte* data) noexcept {
     else
         p.gaps[at] = bytes;
 }
-
-namespace host {
 
 DeviceMemoryOpen::DeviceMemoryOpen() {
     Pool& p = pool();

@@ -2,6 +2,7 @@
 // Device memory where kernels run on the host: pages of their own, which nobody can touch but
 // kernels, copies, fills and the twins of library calls, while they run. A line of the trainer that
 // reads or writes a device tensor without a copy ends there, as it would on a GPU.
+#include <cstddef>
 #include <cstdint>
 
 namespace stoa::cuda::host {
@@ -15,6 +16,8 @@ public:
     DeviceMemoryOpen& operator=(const DeviceMemoryOpen&) = delete;
 };
 
+/// What allocate() gave.
+void give_back(std::byte* data);
 /// Whether an address is device memory.
 bool is_device_memory(const void* address);
 /// Bytes that are allocated.

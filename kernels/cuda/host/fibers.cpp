@@ -7,8 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/cuda/host/device_pages.h"
-
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -246,7 +244,6 @@ void run(const Launch& launch, const std::function<void()>& body) {
         refuse("threads of a block: " + std::to_string(launch.threads));
     if (launch.blocks < 0 || launch.blocks > 0x7fffffff || launch.shared_bytes > 48 << 10)
         refuse("the launch is larger than a GPU takes");
-    const DeviceMemoryOpen open;
     m.launch = &launch;
     m.body = &body;
     m.finding.clear();

@@ -1,12 +1,15 @@
-// kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU, and
-// only they and kernels open device memory (device_pages.h).
+// kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU.
+// Only they and kernels open device memory (device_pages.h), in the order of streams.h.
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <sstream>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
+#include "kernels/cuda/host/streams.h"
 #include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
@@ -18,6 +21,28 @@ double now_ms() {
     return t.count();
 }
 std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+
+struct Pinned {
+    std::mutex mutex;
+    std::map<const std::byte*, std::int64_t> pieces;  // address -> bytes
+};
+Pinned& pinned() {
+    static Pinned* const p = new Pinned;  // outlives what is released at the end of the program
+    return *p;
+}
+bool is_pinned(const std::byte* address) {
+    const std::scoped_lock lock(pinned().mutex);
+    const auto after = pinned().pieces.upper_bound(address);
+    if (after == pinned().pieces.begin()) return false;
+    const auto& [begin, bytes] = *std::prev(after);
+    return address < begin + bytes;
+}
+void finish_quietly() noexcept {
+    try {
+        host::finish_all();
+    } catch (...) {  // whoever waits for the stream has the errors
+    }
+}
 
 }  // namespace
 
@@ -48,42 +73,62 @@ std::int64_t free_bytes() {
     return devices.empty() ? 0 : devices.front().memory_bytes - host::device_bytes();
 }
 
+void release(std::byte* data) noexcept {
+    if (data == nullptr) return;
+    finish_quietly();  // a driver waits likewise
+    host::give_back(data);
+}
 std::byte* allocate_on(Stream, std::int64_t bytes) { return allocate(bytes); }
-void release_on(Stream, std::byte* data) noexcept { release(data); }
+void release_on(Stream stream, std::byte* data) noexcept {
+    host::enqueue(stream, [data] { host::give_back(data); });
+}
 
 std::byte* allocate_pinned(std::int64_t bytes) {
     auto* const data =
         static_cast<std::byte*>(std::aligned_alloc(4096, size(bytes / 4096 * 4096 + 4096)));
     if (data == nullptr) throw MemoryError({.what = "out of memory"});
+    const std::scoped_lock lock(pinned().mutex);
+    pinned().pieces[data] = bytes;
     return data;
 }
-void release_pinned(std::byte* data) noexcept { std::free(data); }
+void release_pinned(std::byte* data) noexcept {
+    if (data == nullptr) return;
+    finish_quietly();  // a driver waits likewise
+    {
+        const std::scoped_lock lock(pinned().mutex);
+        pinned().pieces.erase(data);
+    }
+    std::free(data);
+}
 
-void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
-    const host::DeviceMemoryOpen open;
-    std::memcpy(to, from, size(bytes));
+// Pageable memory is read when the copy is given, and written before it returns; pinned memory when
+// the stream comes there.
+void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    if (host::runs_at_once(stream) || is_pinned(from))
+        return host::enqueue(stream, [=] { std::memcpy(to, from, size(bytes)); });
+    host::enqueue(stream, [to, staged = std::vector<std::byte>(from, from + bytes)] {
+        std::memcpy(to, staged.data(), staged.size());
+    });
 }
-void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
-    const host::DeviceMemoryOpen open;
-    std::memcpy(to, from, size(bytes));
+void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    host::enqueue(stream, [=] { std::memcpy(to, from, size(bytes)); });
+    if (!is_pinned(to)) host::finish(stream);
 }
-void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream) {
-    const host::DeviceMemoryOpen open;
-    std::memmove(to, from, size(bytes));
+void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    host::enqueue(stream, [=] { std::memmove(to, from, size(bytes)); });
 }
-void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream) {
-    const host::DeviceMemoryOpen open;
-    std::memset(to, value, size(bytes));
+void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
+    host::enqueue(stream, [=] { std::memset(to, value, size(bytes)); });
 }
 void use_device(int) {}
-void synchronize(Stream) {}
+void synchronize(Stream stream) { host::finish(stream); }
 
 Stopwatch::Stopwatch(Stream stream) : stream_(stream), begin_(new double(0.0)) {}
 Stopwatch::~Stopwatch() { delete static_cast<double*>(begin_); }
 void Stopwatch::start() { *static_cast<double*>(begin_) = now_ms(); }
-double Stopwatch::stop_ms() { return now_ms() - *static_cast<double*>(begin_); }
-
-CudaStream::CudaStream() = default;
-CudaStream::~CudaStream() = default;
+double Stopwatch::stop_ms() {
+    host::finish(stream_);
+    return now_ms() - *static_cast<double*>(begin_);
+}
 
 }  // namespace stoa::cuda

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
-#include "kernels/cuda/host/device_pages.h"
+#include "kernels/cuda/host/streams.h"
 #include "kernels/cuda/library_gemm.h"
 
 namespace stoa::cuda {
@@ -24,10 +24,7 @@ float value_of(const LibraryGemm::Operand& o, std::int64_t rows, std::int64_t k_
                        : o.scale[r / kQuantBlock * round4(k_blocks) + block]);
 }
 
-}  // namespace
-
-bool library_gemm(const LibraryGemm& g, Stream) {
-    const host::DeviceMemoryOpen open;
+void compute(const LibraryGemm& g) {
     if (g.a.scale == nullptr) {
         cpu::gemm({.m = g.m,
                    .n = g.n,
@@ -36,7 +33,7 @@ bool library_gemm(const LibraryGemm& g, Stream) {
                    .b = operand_of(g.b),
                    .c = {g.c, g.c_dtype, g.n},
                    .accumulate = g.accumulate});
-        return true;
+        return;
     }
     const auto unpack = [&](const LibraryGemm::Operand& o, std::int64_t rows) {
         std::vector<float> values;
@@ -53,6 +50,12 @@ bool library_gemm(const LibraryGemm& g, Stream) {
                .b = cpu::operand(b.data(), g.k, true),
                .c = {g.c, g.c_dtype, g.n},
                .accumulate = g.accumulate});
+}
+
+}  // namespace
+
+bool library_gemm(const LibraryGemm& g, Stream stream) {
+    host::enqueue(stream, [g] { compute(g); });
     return true;
 }
 

@@ -2,8 +2,10 @@
 // kernels/cuda/launch.h for the host compiler.
 #include <bit>
 #include <cstring>
+#include <tuple>
 
 #include "kernels/cuda/host/fibers.h"
+#include "kernels/cuda/host/streams.h"
 #include "kernels/cuda/launch_shape.h"
 
 #define STOA_KERNEL
@@ -17,7 +19,9 @@ template <class... Params, class... Args>
 void launch(const Launch& l, void (*kernel)(Params...), const Args&... args) {
     static_assert(sizeof...(Params) == sizeof...(Args));
     if (l.blocks == 0) return;
-    host::run(l, [&] { kernel(static_cast<Params>(args)...); });
+    host::enqueue(l.stream, [l, kernel, given = std::tuple<Params...>(args...)] {
+        host::run(l, [&] { std::apply(kernel, given); });
+    });
 }
 
 inline int thread_index() { return host::position().thread; }

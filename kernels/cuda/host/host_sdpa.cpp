@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/host/device_pages.h"
+#include "kernels/cuda/host/streams.h"
 #include "kernels/cuda/sdpa_graph.h"
 
 namespace stoa::cuda {
@@ -227,19 +227,18 @@ struct Interpreter {
 
 }  // namespace
 
-bool library_sdpa_forward(const SdpaCall& call, Stream) {
+bool library_sdpa_forward(const SdpaCall& call, Stream stream) {
     if (sdpa_refusal(call.shape)) return false;
-    const host::DeviceMemoryOpen open;
-    const OpGraph graph = sdpa_forward_graph(call.shape);
-    Interpreter(graph, call).run();
+    host::enqueue(
+        stream, [call, graph = sdpa_forward_graph(call.shape)] { Interpreter(graph, call).run(); });
     return true;
 }
 
-bool library_sdpa_backward(const SdpaCall& call, Stream) {
+bool library_sdpa_backward(const SdpaCall& call, Stream stream) {
     if (sdpa_refusal(call.shape)) return false;
-    const host::DeviceMemoryOpen open;
-    const OpGraph graph = sdpa_backward_graph(call.shape);
-    Interpreter(graph, call).run();
+    host::enqueue(stream, [call, graph = sdpa_backward_graph(call.shape)] {
+        Interpreter(graph, call).run();
+    });
     return true;
 }
 
