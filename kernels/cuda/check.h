@@ -2,22 +2,15 @@
 // Errors of the CUDA runtime as ours. Only for .cu files.
 #include <cuda_runtime.h>
 
-#include <string>
-
-#include "kernels/core/error.h"
+#include "kernels/device_errors.h"
 
 namespace stoa::cuda {
 
 inline void check_cuda(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
-    const std::string got =
-        std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
-    if (status == cudaErrorMemoryAllocation)
-        throw MemoryError({.what = "out of GPU memory",
-                           .where = what,
-                           .actual = got,
-                           .hint = "lower batch.micro_batch or use more GPUs"});
-    throw DeviceError({.what = "the GPU refused or failed", .where = what, .actual = got});
+    int gpu = -1;
+    if (cudaGetDevice(&gpu) != cudaSuccess) gpu = -1;
+    throw_device_error(cudaGetErrorName(status), cudaGetErrorString(status), what, gpu);
 }
 
 }  // namespace stoa::cuda

@@ -131,6 +131,19 @@ TEST_CASE("without a GPU the run is on the CPU and says so", "[fault]") {
           std::string::npos);
 }
 
+TEST_CASE("a GPU that fails in a step ends all ranks, and is named", "[fault]") {
+    const std::string gpus = "STOA_HOST_GPUS='NVIDIA H100/90/80,NVIDIA H100/90/80' ",
+                      train_it = gpu_binary() + " train " + project().path +
+                                 "/run.yaml run.name=ecc batch.global_batch=2 batch.micro_batch=1 "
+                                 "stages.0.seq_len=96 stages.1.seq_len=96";
+    const Outcome o = run_shell(
+        gpus + "STOA_PREFLIGHT=off timeout 100 mpirun -q --oversubscribe -n 1 " + train_it +
+        " : -n 1 -x STOA_HOST_GPU_FAULT='cudaErrorECCUncorrectable 12' " + train_it);
+    check_one_error(o, 5,
+                    {"rank 1 on", "GPU 1", "cudaErrorECCUncorrectable", "nvidia-smi -q -d ECC",
+                     "goes on from its last checkpoint"});
+}
+
 TEST_CASE("what is wrong with the GPUs is one error of all ranks", "[fault]") {
     check_one_error(train(gpu_binary(), "", 2, "a", "parallel.device=cuda"), 5,
                     {"there is no GPU", "rank 0 on"});

@@ -1,5 +1,6 @@
 // kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU.
 // Only they and kernels open device memory (device_pages.h), in the order of streams.h.
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/streams.h"
 #include "kernels/cuda/toolkit.h"
+#include "kernels/device_errors.h"
 
 namespace stoa::cuda {
 namespace {
@@ -42,6 +44,20 @@ void finish_quietly() noexcept {
         host::finish_all();
     } catch (...) {  // whoever waits for the stream has the errors
     }
+}
+
+thread_local int current_gpu = 0;
+
+/// $STOA_HOST_GPU_FAULT, for tests: "cudaErrorECCUncorrectable 20" fails the 20th wait so.
+void fail_when_told() {
+    static const char* const told = std::getenv("STOA_HOST_GPU_FAULT");
+    static std::atomic<int> waits{0};
+    if (told == nullptr) return;
+    std::istringstream in(told);
+    std::string name;
+    int at = 0;
+    if (in >> name >> at && ++waits == at)
+        throw_device_error(name, "as the test wants it", "a kernel before this point", current_gpu);
 }
 
 }  // namespace
@@ -120,8 +136,11 @@ void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, St
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
     host::enqueue(stream, [=] { std::memset(to, value, size(bytes)); });
 }
-void use_device(int) {}
-void synchronize(Stream stream) { host::finish(stream); }
+void use_device(int index) { current_gpu = index; }
+void synchronize(Stream stream) {
+    host::finish(stream);
+    fail_when_told();
+}
 
 Stopwatch::Stopwatch(Stream stream) : stream_(stream), begin_(new double(0.0)) {}
 Stopwatch::~Stopwatch() { delete static_cast<double*>(begin_); }
