@@ -1,7 +1,6 @@
 #include "kernels/fused_quantize.h"
 
 #include "kernels/cuda/ops.h"
-#include "kernels/rms_norm.h"
 #include "kernels/swiglu.h"
 
 namespace stoa {
@@ -84,16 +83,11 @@ void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs& a, const Exec& e
 }
 
 void rms_norm_quantize(const RmsNormQuantizeArgs& a, const Exec& exec) {
-    require_codes(a.codes, a.nonfinite, a.y, "rms_norm_quantize");
-    require_shape(a.y, a.x.shape, "rms_norm_quantize: y");
-    require_numel(a.weight, a.x.cols(), "rms_norm_quantize: weight");
-    require_numel(a.rstd, a.x.rows(), "rms_norm_quantize: rstd");
-    require(a.x.dtype != DType::fp64, "rms_norm_quantize: x", "fp32, bf16 or fp16", "fp64");
-    for (const ConstTensorView& t : {ConstTensorView(a.rstd), a.weight})
-        require_dtype(t, DType::fp32, "rms_norm_quantize: dtype");
+    require_codes(a.codes, a.nonfinite, a.norm.y, "rms_norm_quantize");
+    check_rms_norm(a.norm);
     if (is_cuda(exec)) return cuda::rms_norm_quantize(a, exec.stream);
-    rms_norm_forward({.y = a.y, .rstd = a.rstd, .x = a.x, .weight = a.weight, .eps = a.eps}, exec);
-    quantize_ways(a.codes, a.nonfinite, a.y, exec);
+    rms_norm_forward(a.norm, exec);
+    quantize_ways(a.codes, a.nonfinite, a.norm.y, exec);
 }
 
 }  // namespace stoa

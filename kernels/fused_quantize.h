@@ -3,6 +3,7 @@
 // op after the other. On a GPU a value is made once and read never, where the ops apart read it
 // twice.
 #include "kernels/quantize.h"
+#include "kernels/rms_norm.h"
 
 namespace stoa {
 
@@ -40,14 +41,12 @@ struct SwigluQuantizeBackwardArgs {
 };
 void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs& args, const Exec& exec);
 
-/// y and rstd as rms_norm_forward gives them, and codes of y.
-/// shapes: x, y (rows, d); weight (d); rstd (rows)
-/// dtype:  x, y fp32 | bf16 | fp16, each its own; rstd, weight fp32
+/// What rms_norm_forward gives, with or without a delta, and codes of its y.
+/// dtype:  as there, but for fp64
 struct RmsNormQuantizeArgs {
     TwoWayCodes codes;
-    TensorView y, rstd, nonfinite;
-    ConstTensorView x, weight;
-    double eps = 1e-6;
+    TensorView nonfinite;
+    RmsNormArgs norm;
 };
 void rms_norm_quantize(const RmsNormQuantizeArgs& args, const Exec& exec);
 

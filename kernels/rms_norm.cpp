@@ -5,7 +5,7 @@
 
 namespace stoa {
 
-void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
+void check_rms_norm(const RmsNormArgs& args) {
     const ConstTensorView& x = args.x;
     require_shape(args.y, x.shape, "rms_norm: y");
     require_numel(args.weight, x.cols(), "rms_norm: weight");
@@ -14,27 +14,23 @@ void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
             "fp64 exactly where x is", dtype_name(args.y.dtype));
     require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm: weight");
     require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm: rstd");
-    exec.device.is_cuda() ? cuda::rms_norm_forward(args, exec.stream) : cpu::rms_norm_forward(args);
+    if (args.delta.empty() && args.sum.empty()) return;
+    require_shape(args.sum, x.shape, "rms_norm: sum");
+    require_shape(args.delta, x.shape, "rms_norm: delta");
+    require_dtype(args.sum, x.dtype, "rms_norm: sum");
+    require(args.delta.dtype == x.dtype || args.delta.dtype == wide_dtype(x.dtype),
+            "rms_norm: dtype of delta", "that of x or fp32", dtype_name(args.delta.dtype));
 }
 
-void rms_norm_add(const RmsNormAddArgs& args, const Exec& exec) {
-    const ConstTensorView& x = args.x;
-    for (const ConstTensorView& t :
-         {ConstTensorView(args.sum), ConstTensorView(args.y), args.delta})
-        require_shape(t, x.shape, "rms_norm_add: shape");
-    require_dtype(args.sum, x.dtype, "rms_norm_add: sum");
-    require(args.delta.dtype == x.dtype || args.delta.dtype == wide_dtype(x.dtype),
-            "rms_norm_add: dtype of delta", "that of x or fp32", dtype_name(args.delta.dtype));
-    require_numel(args.weight, x.cols(), "rms_norm_add: weight");
-    require_numel(args.rstd, x.rows(), "rms_norm_add: rstd");
-    require(wide_dtype(args.y.dtype) == wide_dtype(x.dtype), "rms_norm_add: dtype of y",
-            "fp64 exactly where x is", dtype_name(args.y.dtype));
-    require_dtype(args.weight, wide_dtype(x.dtype), "rms_norm_add: weight");
-    require_dtype(args.rstd, wide_dtype(x.dtype), "rms_norm_add: rstd");
-    if (exec.device.is_cuda()) return cuda::rms_norm_add(args, exec.stream);
-    cpu::add(args.sum, x, args.delta);
-    cpu::rms_norm_forward(
-        {.y = args.y, .rstd = args.rstd, .x = args.sum, .weight = args.weight, .eps = args.eps});
+void rms_norm_forward(const RmsNormArgs& args, const Exec& exec) {
+    check_rms_norm(args);
+    if (exec.device.is_cuda()) return cuda::rms_norm_forward(args, exec.stream);
+    RmsNormArgs norm = args;
+    if (!args.delta.empty()) {
+        cpu::add(args.sum, args.x, args.delta);
+        norm.x = args.sum;
+    }
+    cpu::rms_norm_forward(norm);
 }
 
 void rms_norm_backward(const RmsNormBackwardArgs& args, const Exec& exec) {

@@ -4,26 +4,23 @@
 namespace stoa {
 
 /// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), row by row. [Zhang & Sennrich 2019]
-/// shapes: x, y (rows, d); weight (d); rstd (rows)
-/// dtype:  x, y: fp32 | bf16 | fp16, each its own, or both fp64; rstd, weight Wide
-/// comm:   none     errors: ShapeError     saves for backward: rstd     y may be x where their
-/// dtypes agree
+/// With a delta (the residual stream): sum = x + delta, rounded to its dtype, then y and rstd of
+/// sum: the bytes of add and norm, in one read.
+/// shapes: x, y, sum, delta (rows, d); weight (d); rstd (rows)
+/// dtype:  x, y: fp32 | bf16 | fp16, each its own, or both fp64; rstd, weight Wide; sum as x, delta
+///         as x or Wide
+/// comm:   none     errors: ShapeError     saves for backward: rstd
+/// Where dtypes agree, y may be x, or with a delta y may be delta and sum may be x.
 struct RmsNormArgs {
     TensorView y, rstd;
     ConstTensorView x, weight;
     double eps = 1e-6;
+    TensorView sum{};  // sum, delta: both or neither
+    ConstTensorView delta{};
 };
 void rms_norm_forward(const RmsNormArgs& args, const Exec& exec);
-
-/// The residual stream and its next norm: sum = x + delta, rounded to its dtype, then y and rstd of
-/// sum: the bytes of add and rms_norm_forward, in one read.
-/// shapes, dtype: as above; sum, x alike; delta as x or Wide     sum may be x
-struct RmsNormAddArgs {
-    TensorView sum, y, rstd;
-    ConstTensorView x, delta, weight;
-    double eps = 1e-6;
-};
-void rms_norm_add(const RmsNormAddArgs& args, const Exec& exec);
+/// As rms_norm_forward refuses them.     errors: ShapeError
+void check_rms_norm(const RmsNormArgs& args);
 
 /// With g = d_y * weight:  d_x (+)= rstd * (g - x * rstd^2 * mean(g * x));
 ///                         d_weight += sum_rows d_y * x * rstd, in the order of the rows

@@ -160,16 +160,24 @@ STOA_KERNEL void tile_kernel(AllWays<Code, Source::kCount> to, std::int32_t* fla
     }
 }
 
-/// 1 / sqrt(mean(x^2) + eps), 16 threads a row.
-template <class T>
-STOA_KERNEL void rstd_kernel(float* rstds, const T* x, std::int64_t rows, std::int64_t d,
-                             float eps) {
+/// 1 / sqrt(mean(x^2) + eps), 16 threads a row; with a delta of sum = x + delta, which may be x: a
+/// thread reads what it writes, and nothing that another does.
+template <class T, class D>
+STOA_KERNEL void rstd_kernel(float* rstds, T* sum, const T* x, const D* delta, std::int64_t rows,
+                             std::int64_t d, float eps) {
     const std::int64_t row = global_group();
     if (row >= rows) return;
-    x += row * d;
-    const float sum = lane_sum<float>(d, [&](std::int64_t c) { return widen(x[c]) * widen(x[c]); });
+    const float sum_sq = lane_sum<float>(d, [&](std::int64_t c) {
+        const std::int64_t at = row * d + c;
+        float value = widen(x[at]);
+        if (delta != nullptr) {
+            sum[at] = narrow_to<T>(value + widen(delta[at]));
+            value = widen(sum[at]);
+        }
+        return value * value;
+    });
     if (thread_index() % kLanes == 0)
-        rstds[row] = 1.0f / std::sqrt(sum / static_cast<float>(d) + eps);
+        rstds[row] = 1.0f / std::sqrt(sum_sq / static_cast<float>(d) + eps);
 }
 
 template <class Code>
@@ -246,18 +254,25 @@ void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs& a, Stream stream
 }
 
 void rms_norm_quantize(const RmsNormQuantizeArgs& a, Stream stream) {
-    const std::int64_t rows = a.x.rows(), cols = a.x.cols();
-    float* const rstd = a.rstd.as<float>().data();
-    dispatch_float(a.x.dtype, [&]<Element X>(X) {
-        launch({.name = "rms_norm_quantize: rstd",
-                .blocks = blocks_for(rows * kLanes, kThreads),
-                .threads = kThreads,
-                .stream = stream},
-               rstd_kernel<X>, rstd, a.x.as<X>().data(), rows, cols, a.eps);
-        dispatch_float(a.y.dtype, [&]<Element T>(T) {
+    const RmsNormArgs& n = a.norm;
+    const std::int64_t rows = n.x.rows(), cols = n.x.cols();
+    float* const rstd = n.rstd.as<float>().data();
+    dispatch_float(n.x.dtype, [&]<Element X>(X) {
+        X* const sum = n.delta.empty() ? nullptr : n.sum.as<X>().data();
+        const X* const x = n.x.as<X>().data();
+        const auto row_statistics = [&]<Element D>(D) {
+            launch({.name = "rms_norm_quantize: rstd",
+                    .blocks = blocks_for(rows * kLanes, kThreads),
+                    .threads = kThreads,
+                    .stream = stream},
+                   rstd_kernel<X, D>, rstd, sum, x,
+                   n.delta.empty() ? nullptr : n.delta.as<D>().data(), rows, cols, n.eps);
+        };
+        n.delta.dtype == n.x.dtype ? row_statistics(X{}) : row_statistics(float{});
+        dispatch_float(n.y.dtype, [&]<Element T>(T) {
             quantize_source<T>("rms_norm_quantize", &a.codes, a.nonfinite,
-                               Normed<T, X>{a.y.as<T>().data(), a.x.as<X>().data(), rstd,
-                                            a.weight.as<float>().data(), cols},
+                               Normed<T, X>{n.y.as<T>().data(), sum == nullptr ? x : sum, rstd,
+                                            n.weight.as<float>().data(), cols},
                                rows, cols, stream);
         });
     });

@@ -56,7 +56,6 @@ void own_attention_backward(const AttentionBackwardArgs&, Stream) { refuse(); }
 bool library_attention_forward(const AttentionArgs&, Stream) { refuse(); }
 bool library_attention_backward(const AttentionBackwardArgs&, Stream, std::int64_t) { refuse(); }
 void rms_norm_forward(const RmsNormArgs&, Stream) { refuse(); }
-void rms_norm_add(const RmsNormAddArgs&, Stream) { refuse(); }
 void rms_norm_backward(const RmsNormBackwardArgs&, Stream) { refuse(); }
 void rope_table(TensorView, TensorView, const RopeAngles&, Stream) { refuse(); }
 void rope(const RopeArgs&, Stream) { refuse(); }

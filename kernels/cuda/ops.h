@@ -27,7 +27,6 @@ void matmul(const MatmulArgs& args, Stream stream);
 void attention_forward(const AttentionArgs& args, Stream stream);
 void attention_backward(const AttentionBackwardArgs& args, Stream stream);
 void rms_norm_forward(const RmsNormArgs& args, Stream stream);
-void rms_norm_add(const RmsNormAddArgs& args, Stream stream);
 void rms_norm_backward(const RmsNormBackwardArgs& args, Stream stream);
 /// Computed on the host; waits for the stream.
 void rope_table(TensorView cos, TensorView sin, const RopeAngles& angles, Stream stream);

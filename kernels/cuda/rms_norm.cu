@@ -28,8 +28,8 @@ STOA_KERNEL void forward_kernel(U* y, W* rstds, const T* x, const W* weight, std
     if (lane == 0) rstds[row] = rstd;
 }
 
-/// 16 threads a row, which read it twice, the second time from a cache. sum may be x: nobody writes
-/// before all 16 have read.
+/// 16 threads a row, which read it twice, the second time from a cache. sum may be x, and y delta:
+/// nobody writes before all 16 have read.
 template <class T, class D, class U, class W = Wide<T>>
 STOA_KERNEL void add_kernel(T* sum, U* y, W* rstds, const T* x, const D* delta, const W* weight,
                             std::int64_t rows, std::int64_t d, W eps) {
@@ -155,29 +155,26 @@ void backward(const RmsNormBackwardArgs& args, Stream stream) {
 
 }  // namespace
 
-void rms_norm_forward(const RmsNormArgs& args, Stream stream) {
-    dispatch_dtype(args.x.dtype, [&]<Element T>(T) {
-        dispatch_dtype(args.y.dtype, [&]<Element U>(U) {
-            if constexpr (std::is_same_v<Wide<T>, Wide<U>>)
-                launch(rows_launch("rms_norm_forward", args.x.rows(), stream), forward_kernel<T, U>,
-                       args.y.as<U>().data(), args.rstd.as<Wide<T>>().data(), args.x.as<T>().data(),
-                       args.weight.as<Wide<T>>().data(), args.x.rows(), args.x.cols(), args.eps);
-        });
-    });
-}
-
-void rms_norm_add(const RmsNormAddArgs& a, Stream stream) {
-    dispatch_dtype(a.x.dtype, [&]<Element T>(T) {
-        const auto run = [&]<Element D>(D) {
-            dispatch_dtype(a.y.dtype, [&]<Element U>(U) {
-                if constexpr (std::is_same_v<Wide<T>, Wide<U>>)
-                    launch(rows_launch("rms_norm_add", a.x.rows(), stream), add_kernel<T, D, U>,
-                           a.sum.as<T>().data(), a.y.as<U>().data(), a.rstd.as<Wide<T>>().data(),
-                           a.x.as<T>().data(), a.delta.as<D>().data(),
-                           a.weight.as<Wide<T>>().data(), a.x.rows(), a.x.cols(), a.eps);
-            });
+void rms_norm_forward(const RmsNormArgs& a, Stream stream) {
+    const Launch rows = rows_launch("rms_norm_forward", a.x.rows(), stream);
+    const auto run = [&]<Element T, Element U>(T, U) {
+        U* const y = a.y.as<U>().data();
+        const T* const x = a.x.as<T>().data();
+        const auto rstd = a.rstd.as<Wide<T>>().data();
+        const auto weight = a.weight.as<Wide<T>>().data();
+        const auto add = [&]<Element D>(D) {
+            launch(rows, add_kernel<T, D, U>, a.sum.as<T>().data(), y, rstd, x,
+                   a.delta.as<D>().data(), weight, a.x.rows(), a.x.cols(), a.eps);
         };
-        a.delta.dtype == a.x.dtype ? run(T{}) : run(Wide<T>{});
+        if (a.delta.empty())
+            launch(rows, forward_kernel<T, U>, y, rstd, x, weight, a.x.rows(), a.x.cols(), a.eps);
+        else
+            a.delta.dtype == a.x.dtype ? add(T{}) : add(Wide<T>{});
+    };
+    dispatch_dtype(a.x.dtype, [&]<Element T>(T x) {
+        dispatch_dtype(a.y.dtype, [&]<Element U>(U y) {
+            if constexpr (std::is_same_v<Wide<T>, Wide<U>>) run(x, y);
+        });
     });
 }
 

@@ -72,29 +72,56 @@ TEST_CASE("fused ops give the bytes of their parts") {
 
     const Tensor weight = random_tensor({s[1]}, DType::fp32, 4), rstd({s[0]}, DType::fp32),
                  expected_rstd({s[0]}, DType::fp32);
-    run(rms_norm_quantize,
-        {.codes = codes.views(),
-         .y = y,
-         .rstd = rstd,
-         .nonfinite = flag,
-         .x = up,
-         .weight = weight},
-        exec);
+    const RmsNormArgs norm{.y = y, .rstd = rstd, .x = up, .weight = weight};
+    run(rms_norm_quantize, {.codes = codes.views(), .nonfinite = flag, .norm = norm}, exec);
     rms_norm_forward({.y = expected, .rstd = expected_rstd, .x = up, .weight = weight}, {});
     CHECK(bytes_of(y) == bytes_of(expected));
     CHECK(bytes_of(rstd) == bytes_of(expected_rstd));
     check_codes(codes, expected);
+    CHECK(flag.as<std::int32_t>()[0] == 0);
+}
 
-    const Tensor sum(s, t), expected_sum(s, t);
-    run(rms_norm_add, {.sum = sum, .y = y, .rstd = rstd, .x = up, .delta = d_y, .weight = weight},
-        exec);
-    add(expected_sum, up, d_y, {});
+TEST_CASE("a norm of a sum gives the bytes of its parts, with and without codes") {
+    const Exec exec = GENERATE(from_range(available_execs()));
+    const DType t = GENERATE(DType::fp32, DType::bf16);
+    const DType wide = GENERATE(DType::fp32, DType::bf16);  // of delta and y
+    if (t == DType::fp32 && wide == DType::bf16) return;
+    const Shape s = GENERATE(Shape{5, 40}, Shape{130, 257});
+    const Tensor x = random_tensor(s, t, 1), delta = random_tensor(s, wide, 2),
+                 weight = random_tensor({s[1]}, DType::fp32, 4), flag({1}, DType::int32);
+    CAPTURE(exec.device.is_cuda(), dtype_name(t), dtype_name(wide), s.str());
+    const Tensor expected_sum(s, t), expected(s, wide), expected_rstd({s[0]}, DType::fp32);
+    add(expected_sum, x, delta, {});
     rms_norm_forward({.y = expected, .rstd = expected_rstd, .x = expected_sum, .weight = weight},
                      {});
-    CHECK(bytes_of(sum) == bytes_of(expected_sum));
-    CHECK(bytes_of(y) == bytes_of(expected));
-    CHECK(bytes_of(rstd) == bytes_of(expected_rstd));
+    for (const bool in_place : {false, true})
+        for (const bool quantised : {false, true}) {
+            const Tensor own_x = copy_of(x), own_delta = copy_of(delta), sum(s, t), y(s, wide),
+                         rstd({s[0]}, DType::fp32);
+            const RmsNormArgs norm{.y = in_place ? own_delta.view : y.view,
+                                   .rstd = rstd,
+                                   .x = own_x,
+                                   .weight = weight,
+                                   .sum = in_place ? own_x.view : sum.view,
+                                   .delta = own_delta};
+            CAPTURE(in_place, quantised);
+            const Codes codes(s);
+            if (quantised) {
+                run(rms_norm_quantize, {.codes = codes.views(), .nonfinite = flag, .norm = norm},
+                    exec);
+                check_codes(codes, expected);
+            } else {
+                run(rms_norm_forward, norm, exec);
+            }
+            CHECK(bytes_of(norm.sum) == bytes_of(expected_sum));
+            CHECK(bytes_of(norm.y) == bytes_of(expected));
+            CHECK(bytes_of(rstd) == bytes_of(expected_rstd));
+        }
     CHECK(flag.as<std::int32_t>()[0] == 0);
+    const Tensor y(s, wide), rstd({s[0]}, DType::fp32);
+    CHECK_THROWS_AS(
+        rms_norm_forward({.y = y, .rstd = rstd, .x = x, .weight = weight, .delta = delta}, {}),
+        ShapeError);
 }
 
 TEST_CASE("two ways of codes come from one read, and what is infinite is noted") {

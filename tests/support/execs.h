@@ -27,10 +27,7 @@ inline std::vector<Exec> available_execs() {
 }
 
 // The tensors of an op's arguments. TensorViews are written, ConstTensorViews only read.
-inline auto tensors(RmsNormArgs& a) { return std::tie(a.y, a.rstd, a.x, a.weight); }
-inline auto tensors(RmsNormAddArgs& a) {
-    return std::tie(a.sum, a.y, a.rstd, a.x, a.delta, a.weight);
-}
+inline auto tensors(RmsNormArgs& a) { return std::tie(a.y, a.rstd, a.x, a.weight, a.sum, a.delta); }
 inline auto tensors(RmsNormBackwardArgs& a) {
     return std::tie(a.d_x, a.d_weight, a.d_y, a.x, a.weight, a.rstd);
 }
@@ -69,7 +66,7 @@ inline auto tensors(SwigluQuantizeBackwardArgs& a) {
                           std::tie(a.d_gate, a.d_up, a.nonfinite, a.d_y, a.gate, a.up));
 }
 inline auto tensors(RmsNormQuantizeArgs& a) {
-    return std::tuple_cat(tensors(a.codes), std::tie(a.y, a.rstd, a.nonfinite, a.x, a.weight));
+    return std::tuple_cat(tensors(a.codes), tensors(a.norm), std::tie(a.nonfinite));
 }
 inline auto tensors(SelectKeysArgs& a) { return std::tie(a.expiry, a.importance, a.key_begin); }
 inline auto tensors(ImportanceAttentionArgs& a) {

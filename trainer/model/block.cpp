@@ -176,10 +176,9 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, const BlockSa
 
 void block_finish(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
                   ConstTensorView x_in, TensorView x_out) {
-    add(s.x_mid, x_in, attention_output(c, s.attn, w.out), c.exec);  // tp: attention output
-
+    const TensorView attended = attention_output(c, s.attn, w.out);  // tp: attention output
     RowSums sums = stream_sums(c);
-    ffn_forward(c, w, s, x_out.empty() ? nullptr : &sums);
+    ffn_forward(c, w, s, x_out.empty() ? nullptr : &sums, {.x_in = x_in, .delta = attended});
     if (x_out.empty()) return;                   // recompute: the backward needs nothing below
     add(x_out, s.x_mid, sums.finish(), c.exec);  // tp: FFN output
 }

@@ -3,9 +3,8 @@
 #include <algorithm>
 
 #include "kernels/elementwise.h"
+#include "kernels/fused_quantize.h"
 #include "kernels/matmul.h"
-#include "kernels/quantize.h"
-#include "kernels/rms_norm.h"
 #include "kernels/swiglu.h"
 #include "trainer/model/chunk_sum.h"
 #include "trainer/model/sequence.h"
@@ -52,29 +51,52 @@ void multiply(const Product& p, const Exec& exec) {
            exec);
 }
 
+// h = norm(x_mid) of all rows side by side: in h2, or before 8 bits in the stream's scratch, of
+// which each chunk reads its rows before it writes its output there.
+TensorView all_h(const BlockContext& c, const BlockSaved& s) {
+    return is_fp8(s.gate) ? c.acts.scratch.stream : s.h2.data;
+}
+
+// The norm of own rows from `begin` on, into `h`.
+RmsNormArgs norm_of(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                    const MidSum& mid, std::int64_t begin, TensorView h) {
+    const auto rows = [&](auto all) { return all.slice_rows(begin, h.rows()); };
+    RmsNormArgs norm{.y = h,
+                     .rstd = rows(s.rstd2),
+                     .x = rows(s.x_mid),
+                     .weight = w.post_norm,
+                     .eps = c.norm_eps};
+    if (mid.delta.empty()) return norm;
+    norm.sum = rows(s.x_mid);
+    norm.x = rows(mid.x_in);
+    norm.delta = rows(mid.delta);
+    return norm;
+}
+
 // The rows of one chunk, in the names of the formulas. In e4m3 `gate`, `up`, `act` are the wide
 // values in scratch, else the saved tensors themselves.
 struct Chunk {
     std::int64_t begin, count;
+    RmsNormArgs norm;  // into h; absent where ranks share out rows, as h is there (gather_h)
     Scaled h2, saved_gate, saved_up, saved_act;
-    TensorView x_mid, rstd2, h, stream;
+    TensorView h, stream;
     TensorView wide_gate, wide_up, wide_act;  // scratch
 };
-Chunk chunk_at(const BlockContext& c, const BlockSaved& s, std::int64_t begin) {
+Chunk chunk_at(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, const MidSum& mid,
+               std::int64_t begin) {
     const BlockScratch& t = c.acts.scratch;
     const std::int64_t count = std::min(kFfnChunk, s.h2.data.rows() - begin);
-    const bool sequence = c.dims.row_ranks > 1;  // then a chunk has no rows of its own below
+    const bool sequence = c.dims.row_ranks > 1;
+    const TensorView h =
+        is_fp8(s.gate) && !sequence ? head_rows(t.h, count) : all_h(c, s).slice_rows(begin, count);
     return {.begin = begin,
             .count = count,
+            .norm = sequence ? RmsNormArgs{} : norm_of(c, w, s, mid, begin, h),
             .h2 = rows_of(s.h2, begin, count),
             .saved_gate = rows_of(s.gate, begin, count),
             .saved_up = rows_of(s.up, begin, count),
             .saved_act = rows_of(s.act, begin, count),
-            .x_mid = sequence ? TensorView{} : s.x_mid.slice_rows(begin, count),
-            .rstd2 = sequence ? TensorView{} : s.rstd2.slice_rows(begin, count),
-            .h = sequence      ? t.stream.slice_rows(begin, count)
-                 : t.h.empty() ? TensorView{}
-                               : head_rows(t.h, count),
+            .h = h,
             .stream = t.stream.slice_rows(begin, count),
             .wide_gate = head_rows(t.gate, count),
             .wide_up = head_rows(t.up, count),
@@ -85,6 +107,11 @@ Chunk chunk_at(const BlockContext& c, const BlockSaved& s, std::int64_t begin) {
 void quantize_to(const BlockContext& c, const Scaled& to, ConstTensorView x) {
     quantize({.codes = to.data, .scale = to.scale, .nonfinite = c.nonfinite, .x = x}, c.exec);
 }
+// A tensor as matmul operands: contracted over features, and over tokens.
+struct Operands {
+    Scaled row, col;
+};
+TwoWayCodes codes(const Operands& x) { return {x.row.data, x.row.scale, x.col.data, x.col.scale}; }
 // y = the saved values in y's type.
 void widen_to(const BlockContext& c, TensorView y, const Scaled& x) {
     if (is_fp8(x))
@@ -93,25 +120,33 @@ void widen_to(const BlockContext& c, TensorView y, const Scaled& x) {
         cast(y, x.data, c.exec);
 }
 
-// h = norm(x_mid) of a chunk's rows, in `y`; where ranks share out rows it is there already
-// (gather_h).
-void norm(const BlockContext& c, const BlockWeights& w, const Chunk& k, TensorView y) {
-    if (c.dims.row_ranks > 1) return;
-    rms_norm_forward(
-        {.y = y, .rstd = k.rstd2, .x = k.x_mid, .weight = w.post_norm, .eps = c.norm_eps}, c.exec);
-}
-// Of all rows, with sequence parallel: in h2, or before 8 bits in the stream's scratch, which each
-// chunk reads before it writes its output there.
-void gather_h(const BlockContext& c, const BlockWeights& w, const BlockSaved& s) {
+// h of all rows, with sequence parallel.
+void gather_h(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+              const MidSum& mid) {
     if (c.dims.row_ranks == 1) return;
-    const TensorView h = is_fp8(s.gate) ? c.acts.scratch.stream : s.h2.data;
-    rms_norm_forward({.y = own_rows(h, c.dims, c.tp),
-                      .rstd = s.rstd2,
-                      .x = s.x_mid,
-                      .weight = w.post_norm,
-                      .eps = c.norm_eps},
-                     c.exec);
+    const TensorView h = all_h(c, s);
+    rms_norm_forward(norm_of(c, w, s, mid, 0, own_rows(h, c.dims, c.tp)), c.exec);
     share_rows(h, c.dims, c.tp, c.exec);  // tp
+}
+// Else h of a chunk's, and in e4m3 its codes.
+void norm(const BlockContext& c, const Chunk& k) {
+    if (!k.norm.y.empty()) rms_norm_forward(k.norm, c.exec);
+}
+void norm_codes(const BlockContext& c, const Chunk& k, const TwoWayCodes& to) {
+    if (k.norm.y.empty())
+        quantize_two_way({.codes = to, .nonfinite = c.nonfinite, .x = k.h}, c.exec);
+    else
+        rms_norm_quantize({.codes = to, .nonfinite = c.nonfinite, .norm = k.norm}, c.exec);
+}
+void swiglu_codes(const BlockContext& c, const Chunk& k, const TwoWayCodes& to) {
+    widen_to(c, k.wide_gate, k.saved_gate);
+    widen_to(c, k.wide_up, k.saved_up);
+    swiglu_quantize({.codes = to,
+                     .y = k.wide_act,
+                     .nonfinite = c.nonfinite,
+                     .gate = k.wide_gate,
+                     .up = k.wide_up},
+                    c.exec);
 }
 
 // For the precision policy, in the steps that take a sample.
@@ -139,29 +174,22 @@ void down(const BlockContext& c, TensorView y, const Scaled& act, const Scaled& 
 
 void forward_fp8(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
     const BlockScratch& t = c.acts.scratch;
-    const TensorView h = k.h;
-    const Scaled h_row = head_rows(t.h_row, k.count), act_row = head_rows(t.act_row, k.count);
-    norm(c, w, k, h);
-    sample_loss(c, h);
-    quantize_to(c, h_row, h);
-    quantize_to(c, k.h2, h);
+    const Scaled h_row = head_rows(t.h_row, k.count);
+    const Scaled act_row = output ? head_rows(t.act_row, k.count) : Scaled{};
+    norm_codes(c, k, codes({h_row, k.h2}));
+    sample_loss(c, k.h);
     multiply({.c = k.wide_gate, .a = h_row, .b = w.gate, .transpose_b = true}, c.exec);
     multiply({.c = k.wide_up, .a = h_row, .b = w.up, .transpose_b = true}, c.exec);
     quantize_to(c, k.saved_gate, k.wide_gate);
     quantize_to(c, k.saved_up, k.wide_up);
-    widen_to(c, k.wide_gate, k.saved_gate);
-    widen_to(c, k.wide_up, k.saved_up);
-    swiglu_forward({.y = k.wide_act, .gate = k.wide_gate, .up = k.wide_up}, c.exec);
-    quantize_to(c, k.saved_act, k.wide_act);
-    if (!output) return;
-    quantize_to(c, act_row, k.wide_act);
-    down(c, k.stream, act_row, w.down);
+    swiglu_codes(c, k, codes({act_row, k.saved_act}));
+    if (output) down(c, k.stream, act_row, w.down);
 }
 
 void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k, bool output) {
-    norm(c, w, k, k.h2.data);
-    flag_16_bit(c, k.h2.data);
-    sample_loss(c, k.h2.data);
+    norm(c, k);
+    flag_16_bit(c, k.h);
+    sample_loss(c, k.h);
     multiply({.c = k.saved_gate.data, .a = k.h2, .b = w.gate, .transpose_b = true}, c.exec);
     multiply({.c = k.saved_up.data, .a = k.h2, .b = w.up, .transpose_b = true}, c.exec);
     swiglu_forward({.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data},
@@ -169,25 +197,19 @@ void forward_16_bit(const BlockContext& c, const BlockWeights& w, const Chunk& k
     if (output) down(c, k.stream, k.saved_act, w.down);
 }
 
-// d_y, d_gate, d_up as matmul operands: contracted over features, and over tokens.
-struct GradOperand {
-    Scaled row, col;
-};
-GradOperand grad_operand(const BlockContext& c, const Chunk& k, bool fp8, TensorView d,
-                         const Scaled& row, const Scaled& col) {
+Operands grad_operands(bool fp8, TensorView d, const Scaled& row, const Scaled& col) {
     if (!fp8) return {{d, {}}, {d, {}}};
-    const GradOperand g{head_rows(row, k.count), head_rows(col, k.count)};
-    quantize_to(c, g.row, d);
-    quantize_to(c, g.col, d);
-    return g;
+    return {head_rows(row, d.rows()), head_rows(col, d.rows())};
 }
 
 void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWeights& g,
                     const Chunk& k, TensorView d_y) {
     const BlockScratch& t = c.acts.scratch;
     const bool fp8 = is_fp8(k.saved_gate);
-    const GradOperand dy = grad_operand(c, k, fp8, d_y, t.d_y_row, t.d_y_col);
     const TensorView d_act = k.wide_act, d_gate = k.wide_gate, d_up = k.wide_up;
+    const Operands dy = grad_operands(fp8, d_y, t.d_y_row, t.d_y_col),
+                   dg = grad_operands(fp8, d_gate, t.d_gate_row, t.d_gate_col),
+                   du = grad_operands(fp8, d_up, t.d_up_row, t.d_up_col);
     const auto weight_gradient = [&](TensorView d_w, const Scaled& d, const Scaled& x) {
         multiply({.c = d_w,
                   .a = d,
@@ -198,6 +220,7 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
                   .rounding = grad_rounding(c.state, d_w, c.grad_pass, k.begin)},
                  c.exec);
     };
+    if (fp8) quantize_two_way({.codes = codes(dy), .nonfinite = c.nonfinite, .x = d_y}, c.exec);
     weight_gradient(g.down.data, dy.col, k.saved_act);
     multiply({.c = d_act, .a = dy.row, .b = w.down}, c.exec);
 
@@ -207,10 +230,19 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
         widen_to(c, d_up, k.saved_up);
         gate = d_gate, up = d_up;
     }
-    swiglu_backward({.d_gate = d_gate, .d_up = d_up, .d_y = d_act, .gate = gate, .up = up}, c.exec);
-
-    const GradOperand dg = grad_operand(c, k, fp8, d_gate, t.d_gate_row, t.d_gate_col);
-    const GradOperand du = grad_operand(c, k, fp8, d_up, t.d_up_row, t.d_up_col);
+    if (fp8)
+        swiglu_quantize_backward({.d_gate_codes = codes(dg),
+                                  .d_up_codes = codes(du),
+                                  .d_gate = d_gate,
+                                  .d_up = d_up,
+                                  .nonfinite = c.nonfinite,
+                                  .d_y = d_act,
+                                  .gate = gate,
+                                  .up = up},
+                                 c.exec);
+    else
+        swiglu_backward({.d_gate = d_gate, .d_up = d_up, .d_y = d_act, .gate = gate, .up = up},
+                        c.exec);
     weight_gradient(g.gate.data, dg.col, k.h2);
     weight_gradient(g.up.data, du.col, k.h2);
     const auto input_gradient = [&](std::int64_t chunk, TensorView out) {
@@ -222,37 +254,35 @@ void backward_chunk(const BlockContext& c, const BlockWeights& w, const BlockWei
 }
 
 template <class Fn>
-void for_chunks(const BlockContext& c, const BlockSaved& s, const Fn& fn) {
+void for_chunks(const BlockContext& c, const BlockWeights& w, const BlockSaved& s,
+                const MidSum& mid, const Fn& fn) {
     for (std::int64_t begin = 0; begin < s.h2.data.rows(); begin += kFfnChunk)
-        fn(chunk_at(c, s, begin));
+        fn(chunk_at(c, w, s, mid, begin));
 }
 
 }  // namespace
 
-void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, RowSums* sums) {
+void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, RowSums* sums,
+                 const MidSum& mid) {
     const bool output = sums != nullptr;
-    gather_h(c, w, s);
-    for_chunks(c, s, [&](const Chunk& k) {
+    gather_h(c, w, s, mid);
+    for_chunks(c, w, s, mid, [&](const Chunk& k) {
         is_fp8(s.gate) ? forward_fp8(c, w, k, output) : forward_16_bit(c, w, k, output);
         if (output) sums->ready(k.begin, k.count);
     });
 }
 
 void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s) {
-    gather_h(c, w, s);
-    for_chunks(c, s, [&](const Chunk& k) {
+    gather_h(c, w, s, {});
+    for_chunks(c, w, s, {}, [&](const Chunk& k) {
         if (!is_fp8(s.gate)) {
-            norm(c, w, k, k.h2.data);
+            norm(c, k);
             swiglu_forward(
                 {.y = k.saved_act.data, .gate = k.saved_gate.data, .up = k.saved_up.data}, c.exec);
             return;
         }
-        norm(c, w, k, k.h);
-        quantize_to(c, k.h2, k.h);
-        widen_to(c, k.wide_gate, k.saved_gate);
-        widen_to(c, k.wide_up, k.saved_up);
-        swiglu_forward({.y = k.wide_act, .gate = k.wide_gate, .up = k.wide_up}, c.exec);
-        quantize_to(c, k.saved_act, k.wide_act);
+        norm_codes(c, k, codes({{}, k.h2}));
+        swiglu_codes(c, k, codes({{}, k.saved_act}));
     });
 }
 
@@ -260,7 +290,7 @@ void ffn_backward(const BlockContext& c, const BlockWeights& w, const BlockWeigh
                   const BlockSaved& s, TensorView d_y, RowSums& sums) {
     if (!is_fp8(s.gate)) flag_16_bit(c, d_y);
     sample_loss(c, d_y);
-    for_chunks(c, s, [&](const Chunk& k) {
+    for_chunks(c, w, s, {}, [&](const Chunk& k) {
         backward_chunk(c, w, g, k, d_y.slice_rows(k.begin, k.count));
         sums.ready(k.begin, k.count);
     });

@@ -10,10 +10,17 @@ namespace stoa {
 // saved as codes, and the forward goes on from the saved codes too: what recompute reads is what
 // the forward used, so act comes out the same, and the gradient is that of the function computed.
 
-/// Fills s.rstd2, h2, gate, up, act from s.x_mid, and, with `sums` (stream_sums),
-/// acts.scratch.stream (rows, d_model) with this tp rank's part of the output, chunk by chunk:
-/// sums.finish() has the output.     comm: share_rows(tp), sums
-void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, RowSums* sums);
+/// What s.x_mid is the sum of, when its norm is to add it up on the way: (own, d_model) each. delta
+/// may lie in acts.scratch.stream.
+struct MidSum {
+    ConstTensorView x_in, delta;
+};
+
+/// Fills s.rstd2, h2, gate, up, act from s.x_mid, or with `mid` first that, and, with `sums`
+/// (stream_sums), acts.scratch.stream (rows, d_model) with this tp rank's part of the output, chunk
+/// by chunk: sums.finish() has the output.     comm: share_rows(tp), sums
+void ffn_forward(const BlockContext& c, const BlockWeights& w, const BlockSaved& s, RowSums* sums,
+                 const MidSum& mid = {});
 
 /// h2 and act again from x_mid, gate and up.
 void ffn_recompute(const BlockContext& c, const BlockWeights& w, const BlockSaved& s);

@@ -84,14 +84,22 @@ void check_fused_quantize(Checker& c) {
                           .gate = gate,
                           .up = up},
                          where + " swiglu backward");
-                    both(c, rms_norm_quantize,
-                         {.codes = codes(),
-                          .y = Tensor(s, t),
-                          .rstd = Tensor({s[0]}, DType::fp32),
-                          .nonfinite = flag,
-                          .x = d_y,
-                          .weight = random_tensor({s[1]}, DType::fp32, 7)},
-                         where + " norm");
+                    const Tensor sum(s, t), delta = random_tensor(s, t, 8),
+                                            wide = random_tensor(s, DType::fp32, 8);
+                    // Without a sum; beside x; in its place.
+                    for (const auto& [more, to] :
+                         {std::pair{TensorView{}, TensorView{}}, std::pair{delta.view, sum.view},
+                          std::pair{wide.view, d_y.view}})
+                        both(c, rms_norm_quantize,
+                             {.codes = codes(),
+                              .nonfinite = flag,
+                              .norm = {.y = Tensor(s, t),
+                                       .rstd = Tensor({s[0]}, DType::fp32),
+                                       .x = d_y,
+                                       .weight = random_tensor({s[1]}, DType::fp32, 7),
+                                       .sum = to,
+                                       .delta = more}},
+                             where + " norm");
                 }
 }
 

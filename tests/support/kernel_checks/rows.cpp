@@ -53,21 +53,22 @@ void check_rms_norm(Checker& c) {
                 }
 }
 
-void check_rms_norm_add(Checker& c) {
-    c.begin("rms_norm_add");
+void check_residual_norm(Checker& c) {
+    c.begin("rms_norm_forward of a sum");
     for (const Shape& s : row_shapes(c))
         for (const DType t : kTypes)
             for (const DType d : {t, wide_dtype(t)})
                 for (const DType y : {t, wide_dtype(t)}) {
-                    const Tensor x = random_tensor(s, t, 1), sum(s, t);
-                    for (const TensorView& to : {sum.view, x.view})
-                        both(c, rms_norm_add,
-                             {.sum = to,
-                              .y = Tensor(s, y),
+                    const Tensor x = random_tensor(s, t, 1), delta = random_tensor(s, d, 2),
+                                 sum(s, t), own(s, y);
+                    for (const bool in_place : {false, true})
+                        both(c, rms_norm_forward,
+                             {.y = in_place && d == y ? delta.view : own.view,
                               .rstd = Tensor({s.numel() / s[s.rank - 1]}, wide_dtype(t)),
                               .x = x,
-                              .delta = random_tensor(s, d, 2),
-                              .weight = random_tensor({s[s.rank - 1]}, wide_dtype(t), 3)},
+                              .weight = random_tensor({s[s.rank - 1]}, wide_dtype(t), 3),
+                              .sum = in_place ? x.view : sum.view,
+                              .delta = delta},
                              named(t, s));
                 }
 }
@@ -112,7 +113,7 @@ void check_rope_and_swiglu(Checker& c) {
 
 void check_rows(Checker& c) {
     check_rms_norm(c);
-    check_rms_norm_add(c);
+    check_residual_norm(c);
     check_rope_and_swiglu(c);
 }
 
