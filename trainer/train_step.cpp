@@ -174,6 +174,8 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     if (!r.overflow && s.config.optimizer.spike_z > 0.0)
         r.spike = judge_step(s.guard, r.loss, norm, {.z = s.config.optimizer.spike_z});
     r.skipped = r.overflow || r.spike.action != SpikeAction::accept;
+    if (!r.skipped && in.snapshot != nullptr)
+        in.snapshot->make_wait(exec.stream);  // the update waits until a save has copied the state
     if (!r.skipped)
         adamw_step(model, s.config, in.lr,
                    clip_coefficient(norm, s.config.optimizer.max_norm) / scale, ++s.optimizer_step,
