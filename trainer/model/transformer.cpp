@@ -195,7 +195,7 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         context.loss = {};  // a recomputed forward has been sampled already
         inject(s.injection, context.layer, a.d_x, exec);
         await_block(s.model, context.layer, context.layer - 1, mesh, exec);  // dp, zero: 3
-        await_grad_room(s.model, l, mesh);                                   // dp
+        await_grad_room(s.model, l, mesh, exec);                             // dp
         if (s.dims.recompute[l] == Recompute::full)
             block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
         if (s.dims.recompute[l] == Recompute::selective)
