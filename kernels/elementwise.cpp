@@ -32,30 +32,14 @@ void add_rows(TensorView sum, ConstTensorView x, const Exec& exec) {
     exec.device.is_cuda() ? cuda::add_rows(sum, x, exec.stream) : cpu::add_rows(sum, x);
 }
 
-namespace {
-
-std::int64_t piece_of(ConstTensorView x, std::int64_t piece) {
-    const std::int64_t cols = x.cols();
-    require(piece >= 0 && cols % std::max<std::int64_t>(1, piece) == 0, "sum_of_squares: piece",
-            "a divisor of the columns", std::to_string(piece));
-    return piece == 0 ? cols : piece;
-}
-
-}  // namespace
-
-void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
-    if (x.empty()) return;
-    const std::int64_t n = piece_of(x, piece);
-    exec.device.is_cuda() ? cuda::sum_of_squares(out, x, n, exec.stream)
-                          : cpu::sum_of_squares(out, x, n);
-}
-
 void sum_of_squares(TensorView out, ConstTensorView x, std::int64_t piece, const Exec& exec) {
     require_numel(out, kExactSumWords, "sum_of_squares: out");
     require_dtype(out, DType::int32, "sum_of_squares: out");
     if (x.empty()) return;
-    const std::int64_t n = piece_of(x, piece);
-    if (exec.device.is_cuda()) return cuda::add_squares(out, x, n, exec.stream);
+    require(piece >= 0 && x.cols() % std::max<std::int64_t>(1, piece) == 0, "sum_of_squares: piece",
+            "a divisor of the columns", std::to_string(piece));
+    const std::int64_t n = piece == 0 ? x.cols() : piece;
+    if (exec.device.is_cuda()) return cuda::sum_of_squares(out, x, n, exec.stream);
     ExactSum sum = exact_sum_of(out.as<std::int32_t>());
     cpu::sum_of_squares(sum, x, n);
     std::memcpy(out.data, sum.limb.data(), sizeof sum.limb);

@@ -16,10 +16,9 @@ void cast(TensorView y, ConstTensorView x, const Exec& exec);
 void add_rows(TensorView sum, ConstTensorView x, const Exec& exec);
 /// out += sum of x^2: each row in pieces of `piece` columns (0: one), a piece in float64, and the
 /// pieces without rounding. So the sum does not depend on how rows, or whole pieces of
-/// them, are dealt out to ranks.     x: fp32 | bf16 | fp64
-void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, const Exec& exec);
-/// The same, where `out` is words of the device: (kExactSumWords) int32, the limbs of an ExactSum
-/// and its count of values that are not finite. Nobody waits.
+/// them, are dealt out to ranks. Nobody waits for a device.
+/// shapes: out (kExactSumWords): the limbs of an ExactSum and its count of values not finite
+/// dtype:  out int32; x fp32 | bf16 | fp64
 void sum_of_squares(TensorView out, ConstTensorView x, std::int64_t piece, const Exec& exec);
 constexpr std::int64_t kExactSumWords = 2 * (ExactSum::kLimbs + 1);
 ExactSum exact_sum_of(std::span<const std::int32_t> words);

@@ -1,6 +1,5 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -38,7 +37,6 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     return devices;
 }
 
-bool is_built() { return true; }
 int toolkit_version() { return CUDART_VERSION; }
 
 bool runs_kernels() {

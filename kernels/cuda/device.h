@@ -18,8 +18,9 @@ struct DeviceInfo {
 /// The GPUs this process can use; empty without a GPU or driver. `reason` says why it is empty.
 std::vector<DeviceInfo> list_devices(std::string& reason);
 
-/// Whether this program has the CUDA backend, with or without a GPU here.
-bool is_built();
+/// The CUDA toolkit that this program was built with, with or without a GPU here: 13000 for 13.0;
+/// 0: it has no CUDA backend.
+int toolkit_version();
 
 /// Whether the ops of kernels/cuda/ops.h can run here: on a GPU, or on the host in a build for
 /// tests.

@@ -126,7 +126,7 @@ void add_rows(TensorView sum, ConstTensorView x, Stream stream) {
     });
 }
 
-void add_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream stream) {
+void sum_of_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream stream) {
     constexpr std::int64_t kMostBlocks = 1024;
     const std::int64_t pieces = x.numel() / piece;
     dispatch_dtype(x.dtype, [&]<Element T>(T) {
@@ -137,20 +137,6 @@ void add_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream s
                sum_of_squares_kernel<T>, reinterpret_cast<std::int64_t*>(out.data),
                x.as<T>().data(), piece, pieces);
     });
-}
-
-void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream stream) {
-    constexpr std::int64_t kBytes = 4 * kExactSumWords;
-    const Scratch scratch(stream, kBytes);
-    fill_bytes(scratch.as<std::byte>(), 0, kBytes, stream);
-    add_squares({scratch.as<std::byte>(), DType::int32, {kExactSumWords}, {}}, x, piece, stream);
-    std::int64_t limbs[ExactSum::kLimbs + 1];
-    copy_from_device(reinterpret_cast<std::byte*>(limbs), scratch.as<std::byte>(), kBytes, stream);
-    synchronize(stream);
-    ExactSum sum;
-    std::copy_n(limbs, ExactSum::kLimbs, sum.limb.begin());
-    sum.nonfinite = limbs[ExactSum::kLimbs];
-    out.add(sum);
 }
 
 }  // namespace stoa::cuda

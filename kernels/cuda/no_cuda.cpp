@@ -2,7 +2,6 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/sdpa.h"
-#include "kernels/cuda/toolkit.h"
 
 namespace stoa::cuda {
 namespace {
@@ -19,7 +18,6 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     reason = kReason;
     return {};
 }
-bool is_built() { return false; }
 bool runs_kernels() { return false; }
 int toolkit_version() { return 0; }
 
@@ -70,8 +68,7 @@ void zero(TensorView, Stream) { refuse(); }
 void add(TensorView, ConstTensorView, ConstTensorView, Stream) { refuse(); }
 void cast(TensorView, ConstTensorView, Stream) { refuse(); }
 void add_rows(TensorView, ConstTensorView, Stream) { refuse(); }
-void add_squares(TensorView, ConstTensorView, std::int64_t, Stream) { refuse(); }
-void sum_of_squares(ExactSum&, ConstTensorView, std::int64_t, Stream) { refuse(); }
+void sum_of_squares(TensorView, ConstTensorView, std::int64_t, Stream) { refuse(); }
 void flag_nonfinite(TensorView, ConstTensorView, Stream) { refuse(); }
 void adamw(const AdamwArgs&, Stream) { refuse(); }
 void quantize(const QuantizeArgs&, Stream) { refuse(); }

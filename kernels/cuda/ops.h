@@ -42,10 +42,7 @@ void zero(TensorView x, Stream stream);
 void add(TensorView y, ConstTensorView a, ConstTensorView b, Stream stream);
 void cast(TensorView y, ConstTensorView x, Stream stream);
 void add_rows(TensorView sum, ConstTensorView x, Stream stream);
-/// out (kExactSumWords) int32: the words of an ExactSum.
-void add_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream stream);
-/// Waits for the stream: `out` is host memory.
-void sum_of_squares(ExactSum& out, ConstTensorView x, std::int64_t piece, Stream stream);
+void sum_of_squares(TensorView out, ConstTensorView x, std::int64_t piece, Stream stream);
 void flag_nonfinite(TensorView flag, ConstTensorView x, Stream stream);
 void adamw(const AdamwArgs& args, Stream stream);
 void quantize(const QuantizeArgs& args, Stream stream);

@@ -12,7 +12,7 @@
 #include <sstream>
 
 #include "kernels/core/error.h"
-#include "kernels/cuda/toolkit.h"
+#include "kernels/cuda/device.h"
 #include "launcher/bundle/bundle.h"
 #include "launcher/bundle/inside.h"
 #include "launcher/process.h"

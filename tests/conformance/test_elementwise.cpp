@@ -111,6 +111,19 @@ TEST_CASE("add and zero, also in place") {
     zero(TensorView{}, {});  // an absent tensor
 }
 
+namespace {
+
+/// Words to which sum_of_squares adds.
+struct Squares {
+    Tensor words{{kExactSumWords}, DType::int32};
+    void add(ConstTensorView x, std::int64_t piece, const Exec& exec) {
+        run(squares_op, {words, x, piece}, exec);
+    }
+    ExactSum sum() const { return exact_sum_of(words.as<std::int32_t>()); }
+};
+
+}  // namespace
+
 TEST_CASE("sum_of_squares is exact up to the pieces, however they are dealt out") {
     const Exec exec = GENERATE(from_range(available_execs()));
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
@@ -120,32 +133,30 @@ TEST_CASE("sum_of_squares is exact up to the pieces, however they are dealt out"
         double expected = 0.0;
         for (const double v : to_double(x))
             expected += v * v;
-        ExactSum sum;
-        run(squares_op, {&sum, x, piece}, exec);
-        CHECK(std::abs(sum.value() - expected) < 1e-12 * expected);
+        Squares all;
+        all.add(x, piece, exec);
+        CHECK(std::abs(all.sum().value() - expected) < 1e-12 * expected);
         check_same_bits([&] {
-            ExactSum again;
-            run(squares_op, {&again, x, piece}, exec);
-            const auto* const limbs = reinterpret_cast<const std::byte*>(again.limb.data());
-            return std::vector<std::byte>(limbs, limbs + sizeof again.limb);
+            Squares again;
+            again.add(x, piece, exec);
+            return bytes_of(again.words);
         });
         // By rows, last first; and by columns, each rank with half of the pieces.
-        ExactSum rows;
+        Squares rows;
         for (std::int64_t r = x.view.rows(); r-- > 0;)
-            run(squares_op,
-                {&rows, x.view.shape.rank == 1 ? x.view : x.view.slice_rows(r, 1), piece}, exec);
-        CHECK(rows.limb == sum.limb);
+            rows.add(x.view.shape.rank == 1 ? x.view : x.view.slice_rows(r, 1), piece, exec);
+        CHECK(bytes_of(rows.words) == bytes_of(all.words));
         if (shape.rank == 1) continue;
-        ExactSum columns;
+        Squares columns;
         for (const std::int64_t half : {1, 0}) {
             const Tensor part({shape[0], cols / 2}, dtype);
             for (std::int64_t r = 0; r < shape[0]; ++r)
                 std::memcpy(part.view.slice_rows(r, 1).data,
                             x.view.slice_rows(r, 1).data + half * cols / 2 * size_of(dtype),
                             static_cast<std::size_t>(cols / 2 * size_of(dtype)));
-            run(squares_op, {&columns, part, piece}, exec);
+            columns.add(part, piece, exec);
         }
-        CHECK(columns.limb == sum.limb);
+        CHECK(bytes_of(columns.words) == bytes_of(all.words));
     }
 }
 
@@ -154,22 +165,22 @@ TEST_CASE("sum_of_squares holds the range of fp32, and shows Inf and NaN") {
     const Tensor x({4}, DType::fp32);
     const auto values = x.as<float>();
     values[0] = 3e38f, values[1] = 1e-38f, values[2] = -2.0f, values[3] = 0.0f;
-    ExactSum sum;
-    run(squares_op, {&sum, x, 1}, exec);
-    CHECK(std::abs(sum.value() / 9e76 - 1.0) < 1e-6);
-    ExactSum same = sum;
+    const auto squares_of = [&] {
+        Squares squares;
+        squares.add(x, 1, exec);
+        return squares.sum();
+    };
+    ExactSum same = squares_of();
+    CHECK(std::abs(same.value() / 9e76 - 1.0) < 1e-6);
     values[0] = 0.0f;
-    ExactSum rest;
-    run(squares_op, {&rest, x, 1}, exec);
+    const ExactSum rest = squares_of();
     CHECK(rest.value() == 4.0);  // and 1e-76, which a double cannot hold beside it
     for (std::size_t i = 0; i < same.limb.size(); ++i)
         same.limb[i] -= rest.limb[i];
     CHECK(same.value() == static_cast<double>(3e38f) * static_cast<double>(3e38f));
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
         values[3] = bad;
-        ExactSum s;
-        run(squares_op, {&s, x, 1}, exec);
-        CHECK(std::isnan(s.value()));
+        CHECK(std::isnan(squares_of().value()));
     }
 }
 
@@ -212,7 +223,8 @@ TEST_CASE("elementwise ops refuse what does not fit") {
     CHECK_THROWS_AS(add(a, a, b, {}), ShapeError);
     CHECK_THROWS_AS(add(a, h, h, {}), ShapeError);
     CHECK_THROWS_AS(cast(a, b, {}), ShapeError);
-    ExactSum sum;
-    CHECK_THROWS_AS(sum_of_squares(sum, a, 3, {}), ShapeError);
+    const Tensor words({kExactSumWords}, DType::int32);
+    CHECK_THROWS_AS(sum_of_squares(words, a, 3, {}), ShapeError);
+    CHECK_THROWS_AS(sum_of_squares(a, a, 4, {}), ShapeError);
     CHECK_THROWS_AS(flag_nonfinite(out, a, {}), ShapeError);
 }

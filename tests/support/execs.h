@@ -118,7 +118,7 @@ struct FlagArgs {
     ConstTensorView x;
 };
 struct SquaresArgs {
-    ExactSum* sum;
+    TensorView sum;
     ConstTensorView x;
     std::int64_t piece;
 };
@@ -130,14 +130,14 @@ inline auto tensors(AddArgs& a) { return std::tie(a.y, a.a, a.b); }
 inline auto tensors(CastArgs& a) { return std::tie(a.y, a.x); }
 inline auto tensors(ZeroArgs& a) { return std::tie(a.x); }
 inline auto tensors(FlagArgs& a) { return std::tie(a.flag, a.x); }
-inline auto tensors(SquaresArgs& a) { return std::tie(a.x); }
+inline auto tensors(SquaresArgs& a) { return std::tie(a.sum, a.x); }
 inline auto tensors(RopeTableArgs& a) { return std::tie(a.cos, a.sin); }
 inline void add_op(const AddArgs& a, const Exec& exec) { add(a.y, a.a, a.b, exec); }
 inline void cast_op(const CastArgs& a, const Exec& exec) { cast(a.y, a.x, exec); }
 inline void zero_op(const ZeroArgs& a, const Exec& exec) { zero(a.x, exec); }
 inline void flag_op(const FlagArgs& a, const Exec& exec) { flag_nonfinite(a.flag, a.x, exec); }
 inline void squares_op(const SquaresArgs& a, const Exec& exec) {
-    sum_of_squares(*a.sum, a.x, a.piece, exec);
+    sum_of_squares(a.sum, a.x, a.piece, exec);
 }
 inline void rope_table_op(const RopeTableArgs& a, const Exec& exec) {
     rope_table(a.cos, a.sin, {.theta = a.theta}, exec);
