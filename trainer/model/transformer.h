@@ -60,6 +60,9 @@ void load_micro_batch(TrainState& s, const MicroBatch& mb, const Exec& exec);
 
 /// Tokens to h_final.
 /// comm: sum_rows(tp) of the embedding, then per block as block_forward; dp as await_block
+/// What the rounding of bf16 gradients draws from, for the micro-batch that is loaded.
+void set_grad_pass(TrainState& s, GradPass pass, const Exec& exec);
+
 void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec);
 
 /// Gradient of h_final (loss_forward_backward left it in the scratch) to gradients, which are added
