@@ -131,7 +131,6 @@ std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
     if (on_device) {  // all of a rank's shards are there
         for (const Copy& c : copies)
             cuda::copy_from_device(c.to, c.from, c.bytes, stream);
-        cuda::synchronize(stream);
         return kept;
     }
     parallel_for(std::ssize(copies), 1, [&](std::int64_t begin, std::int64_t end) {

@@ -17,9 +17,9 @@ std::vector<TensorShard> written_here(const std::vector<TensorShard>& shards, in
 /// Bytes of a snapshot of what this rank writes: its logical cells, each shard 64-byte aligned,
 /// from 1 MiB on at a multiple of kDirectBytes.
 std::int64_t snapshot_bytes(const std::vector<TensorShard>& shards, int tp_rank, int dp_rank);
-/// Copies the cells of `mine`, in the order of the stream where they lie on a GPU, into `memory` of
-/// the host, and returns the same shards as views of it.     errors: CheckpointError where they do
-/// not fit
+/// Copies the cells of `mine` into `memory` of the host, and returns the same shards as views of
+/// it. From a GPU to pinned memory, the copies are only given to the stream. errors:
+/// CheckpointError where they do not fit
 std::vector<TensorShard> take_snapshot(const std::vector<TensorShard>& mine,
                                        const TensorView& memory, Stream stream = {});
 

@@ -68,6 +68,11 @@ CheckpointSaver::~CheckpointSaver() {
     }
     changed_.notify_all();
     thread_.join();
+    try {
+        copied_
+            .wait();  // the snapshot's memory is not ours: it may go before the copies have ended
+    } catch (const std::exception&) {  // the run ends, or hears of it elsewhere
+    }
 }
 
 void CheckpointSaver::entered(const char* phase) const {
@@ -121,6 +126,16 @@ SaveWords CheckpointSaver::words() const {
     return {saving() && job_ ? 1 : 0, failure_ ? 1 : 0};
 }
 
+void CheckpointSaver::copy_beside(const TensorView& snapshot, Device device, Stream stream) {
+    device_ = device;
+    if (!copies_) copies_ = std::make_unique<cuda::CudaStream>();
+    cuda::Event updated;
+    updated.record(stream);
+    updated.make_wait(copies_->stream());  // the copies wait for the step's update
+    mine_ = take_snapshot(mine_, snapshot, copies_->stream());
+    copied_.record(copies_->stream());
+}
+
 void CheckpointSaver::start(CheckpointMeta meta, const std::vector<TensorShard>& shards,
                             const TensorView& snapshot, const Mesh& mesh, bool urgent,
                             Stream stream) {
@@ -137,7 +152,11 @@ void CheckpointSaver::start(CheckpointMeta meta, const std::vector<TensorShard>&
         require_shards(shards);
         expected_bytes_ = estimate_bytes(meta_, shards, mesh.world.size());
         mine_ = written_here(shards, mesh.tp_rank(), mesh.dp_rank());
-        if (!snapshot.empty()) mine_ = take_snapshot(mine_, snapshot, stream);
+        const Device device = mine_.empty() ? Device{} : mine_.front().view.device;  // of all
+        if (!snapshot.empty() && device.is_cuda())
+            copy_beside(snapshot, device, stream);
+        else if (!snapshot.empty())
+            mine_ = take_snapshot(mine_, snapshot);
         for (const TensorShard& s : mine_)
             if (s.view.device.is_cuda())
                 throw CheckpointError(
@@ -226,6 +245,8 @@ std::optional<SaveReport> CheckpointSaver::advance(const SaveWords& all, const M
             if (mine_.empty()) break;
             run([this, rank = mesh.world.rank()] {
                 entered("write");
+                if (device_.is_cuda()) cuda::use_device(device_.index);
+                copied_.wait();  // this thread waits for the copies from the GPU
                 table_ = format_rank_table(
                     write_rank_file(temporary(), mine_, rank, options_.read_back && !urgent_,
                                     options_.courteous && !urgent_ ? &courtesy_ : nullptr));

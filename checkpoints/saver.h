@@ -2,7 +2,8 @@
 // A save beside the training: a snapshot at a step boundary, then phases that a thread of the rank
 // works off while the steps go on, each begun by all ranks together.
 //
-//   start()    every rank copies what it writes into memory of the plan      (training waits)
+//   start()    every rank copies what it writes into memory of the plan      (training waits; on a
+//              GPU the copies go on a stream beside it, and only the next update waits for them)
 //   prepare    rank 0 sweeps leftovers, makes room and the temporary directory
 //   write      every writer: rank file, sync, read back
 //   commit     rank 0: state.h5, manifest, rename, LATEST, pruning
@@ -12,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -22,6 +24,7 @@
 #include "checkpoints/courtesy.h"
 #include "checkpoints/manifest.h"
 #include "kernels/core/exec.h"
+#include "kernels/cuda/device.h"
 
 namespace stoa {
 
@@ -54,11 +57,14 @@ public:
     std::int64_t step() const { return meta_.step; }  // of the save in flight
     /// Begins a save. With `snapshot` (snapshot_bytes of memory) the shards are free on return;
     /// with an empty one they stay as they are until finish(). `urgent`: without reading back and
-    /// pruning. Shards on a GPU want a snapshot, in host memory; they are read in the order of
-    /// `stream`. All ranks; none is in flight. errors: none, finish() or advance() tell
+    /// pruning. Shards on a GPU want a snapshot, in pinned host memory; they are read as they are
+    /// when `stream` has done what it has been given so far, and are free behind copied(). All
+    /// ranks; none is in flight. errors: none, finish() or advance() tell
     void start(CheckpointMeta meta, const std::vector<TensorShard>& shards,
                const TensorView& snapshot, const Mesh& mesh, bool urgent = false,
                Stream stream = {});
+    /// Where the last snapshot's copies from a GPU end: who overwrites the shards waits for it.
+    const cuda::Event& copied() const { return copied_; }
     SaveWords words() const;
     /// Begins the next phase when no rank is busy; `all` is the maximum of the ranks' words. The
     /// report comes once, on all ranks in the same call.
@@ -74,6 +80,7 @@ private:
     void run(std::function<void()> job);
     void wait_for_job();
     void work();
+    void copy_beside(const TensorView& snapshot, Device device, Stream stream);
     void prepare();
     void commit(const std::vector<std::string>& tables, int tp_size);
     SaveReport fail(const Mesh& mesh);
@@ -88,6 +95,9 @@ private:
     std::vector<TensorShard> mine_;
     std::int64_t expected_bytes_ = 0, last_bytes_ = 0;
     bool urgent_ = false;
+    std::unique_ptr<cuda::CudaStream> copies_;  // of a GPU's shards; made by the first save
+    cuda::Event copied_;
+    Device device_;  // of the shards
     std::chrono::steady_clock::time_point begin_;
     // The running job's until it is done.
     std::string table_;

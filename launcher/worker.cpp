@@ -149,8 +149,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
     require_same_config(loaded, everyone.world);
     const DevicePick pick = pick_device(config.parallel.device, everyone.world);
     if (!pick.notice.empty() && everyone.world.rank() == 0) log_info("{}", pick.notice);
-    // On a GPU no threads: all ranks put the collectives of all groups on their stream in one
-    // order.
+    // On a GPU open_side_streams has the say.
     Mesh mesh = make_mesh(config.parallel.dp, config.parallel.tp,
                           pick.device.is_cuda() ? Overlap::off : config.parallel.overlap);
 
@@ -181,9 +180,11 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
     std::unique_ptr<cuda::CudaStream> stream;
     agree(mesh.world, "open the GPU", [&] { stream = open_device(pick.device); });
     if (pick.all_own)  // a group's ranks fail alike, and here those of the others hear of it
-        for (Communicator* group : {&mesh.tp, &mesh.dp, &mesh.tp_beside, &mesh.dp_beside})
+        for (Communicator* group : {&mesh.tp, &mesh.dp, &mesh.dp_beside})
             agree(mesh.world, "connect over NCCL",
                   [&] { group->open_nccl(pick.device, !is_elastic(config), kNcclDeadline_s); });
+    if (pick.device.is_cuda() && config.parallel.overlap != Overlap::off)
+        agree(mesh.world, "open side streams", [&] { open_side_streams(mesh, pick.device); });
     const Exec exec{pick.device, stream ? stream->stream() : Stream{}};
     const MemoryPlan plan =
         plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank(), exec.device);

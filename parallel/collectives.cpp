@@ -154,6 +154,12 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
     if (total.dtype != values.dtype || total.numel() != values.numel())
         throw ShapeError({.what = "chain_sum", .expected = "total and values alike"});
     if (total.device.is_cuda() && comm.size() == 1) return local_chain(total, add, values, stream);
+    if (total.device.is_cuda() && !add && by_nccl(comm, /*sums=*/true)) {
+        const CollectiveScope scope{"chain_sum", comm,  total.numel(), dtype_name(total.dtype),
+                                    site,        "fast"};
+        if (total.data != values.data) copy(total, values, {total.device, stream});
+        return comm.nccl()->all_reduce(total, NcclGroup::Op::sum, stream);
+    }
     if (total.device.is_cuda()) {
         Staged staged(2 * align_up(total.bytes()), total.device, comm, stream);
         const TensorView in = staged.take(values);

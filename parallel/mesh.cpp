@@ -82,7 +82,17 @@ Mesh make_mesh(std::int64_t dp, std::int64_t tp, Overlap overlap, std::vector<in
     return mesh;
 }
 
+void open_side_streams(Mesh& mesh, Device device) {
+    if (mesh.dp.size() == 1) return;
+    const bool host_sums = mesh.dp_beside.nccl() == nullptr || !mesh.dp_beside.fast_sums();
+    mesh.dp_queue =
+        std::make_unique<CommQueue>(host_sums && several_threads(), Lane::dp_queue, device);
+    if (host_sums && mesh.dp.nccl() != nullptr)
+        mesh.dp_gathers = std::make_unique<CommQueue>(/*own_thread=*/false, Lane::dp_queue, device);
+}
+
 void close_mesh(Mesh& mesh) {
+    mesh.dp_gathers.reset();
     mesh.dp_queue = std::make_unique<CommQueue>();  // the old ones end their jobs first
     mesh.tp_queue = std::make_unique<CommQueue>();
     mesh.dp_beside.close();

@@ -18,6 +18,11 @@ struct Mesh {
     Communicator dp_beside, tp_beside;
     std::unique_ptr<CommQueue> dp_queue = std::make_unique<CommQueue>(),
                                tp_queue = std::make_unique<CommQueue>();
+    /// Where NCCL gathers and the host sums: gathers over `dp`, given by the main thread, for NCCL
+    /// wants the calls of all groups in one order. Null: they are jobs of dp_queue, too.
+    std::unique_ptr<CommQueue> dp_gathers;
+    CommQueue& gather_queue() const { return dp_gathers ? *dp_gathers : *dp_queue; }
+    const Communicator& gather_group() const { return dp_gathers ? dp : dp_beside; }
     int dp_rank() const { return dp.rank(); }
     int dp_size() const { return dp.size(); }
     int tp_rank() const { return tp.rank(); }
@@ -31,7 +36,11 @@ struct Mesh {
 /// errors: ConfigError when world != dp x tp
 Mesh make_mesh(std::int64_t dp, std::int64_t tp, Overlap overlap = Overlap::off,
                std::vector<int> machine_of = {}, Site site = {});
-/// Waits for the queue and closes the communicators; all ranks reach it.
+/// On a GPU, after open_nccl: what data parallel sends beside the computation gets a stream of its
+/// own; and a thread, where sums go through the host and MPI allows it. Not in a group of one.
+/// Tensor parallel stays on the main stream: its next product waits for the sum.
+void open_side_streams(Mesh& mesh, Device device);
+/// Waits for the queues and closes the communicators; all ranks reach it.
 void close_mesh(Mesh& mesh);
 
 }  // namespace stoa

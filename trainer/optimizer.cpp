@@ -36,7 +36,8 @@ void update_param(const Param& p, const Update& u, const Exec& exec) {
     const OptimizerConfig& o = u.config.optimizer;
     const bool matrix = p.master.shape.rank == 2;
     const std::int64_t rows = matrix ? p.master.shape[0] : 1;
-    const std::int64_t most = exec.device.is_cuda() ? rows : kQuantBlock;  // a GPU has no such cache
+    const std::int64_t most =
+        exec.device.is_cuda() ? rows : kQuantBlock;  // a GPU has no such cache
     for (std::int64_t begin = 0; begin < rows; begin += most) {
         const std::int64_t count = std::min(most, rows - begin);
         const auto part = [&](const TensorView& t) {
@@ -78,7 +79,7 @@ void adamw_step(ModelState& state, const RunConfig& config, double lr, double gr
         start_work_gather(state, unit, mesh, exec);  // dp: beside the next unit's update
         board_pulse();
     }
-    await_work(state, mesh);
+    await_work(state, mesh, exec);
 }
 
 }  // namespace stoa

@@ -301,7 +301,8 @@ ExitCode train_loop(TrainRun& run) {
         StepInputs in{.lr = learning_rate(config, run.curriculum),
                       .step = run.curriculum.step,
                       .stop = stop_requested(),
-                      .saving = saves.saver.words()};
+                      .saving = saves.saver.words(),
+                      .snapshot = &saves.saver.copied()};
         in.save_due = config.checkpoint.every_seconds > 0.0 &&
                       seconds_since(last_save) >= config.checkpoint.every_seconds;
         agree(mesh.world, "load batch", [&] {

@@ -136,7 +136,7 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         zero(s.acts.loss_sum, exec);
         model_forward(s, mesh, exec);
         for (std::size_t u = model.work.blocks.size(); u < model.units.size(); ++u)
-            await_grad_room(model, u, mesh);  // dp: of the shard before
+            await_grad_room(model, u, mesh, exec);  // dp: of the shard before
         if (s.shard_micro_batch == 0) zero_added_grads(model, exec);
         loss_forward_backward(s, s.training_rows->d_loss, mesh.tp, exec);
         model_backward(s, mesh, exec);  // grads +=; dp: sums of the matrices
@@ -146,12 +146,12 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         // dp: shard n of every rank, rank by rank, after all shards n - 1
         chain_sum(model.norm_sums, s.shard > 0, model.norm_grads, mesh.dp, exec.stream);
     }
-    await_grad_sums(model, mesh);
+    await_grad_sums(model, mesh, exec);
     all_reduce(model.head_sums, ReduceOp::sum, mesh.tp,
                exec.stream);  // tp: each rank has its heads
     fold_head_grads(model, exec);
     add_grad_squares(s.acts.grad_squares, model, s.dims.chunks, mesh, exec);
-    await_device(exec, {&mesh.tp, &mesh.dp, &mesh.tp_beside, &mesh.dp_beside});
+    await_device(exec, {&mesh.tp, &mesh.dp, &mesh.dp_beside});
     const StepWords mine = read_step_words(s.acts, exec);  // the one wait for the device
     const double loss_sum = all_reduce_scalar(mine.loss_sum, ReduceOp::sum, mesh.dp);
     const double norm = std::sqrt(all_reduce(mine.grad_squares, mesh.world).value()) / scale;
@@ -175,6 +175,8 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
     if (!r.overflow && s.config.optimizer.spike_z > 0.0)
         r.spike = judge_step(s.guard, r.loss, norm, {.z = s.config.optimizer.spike_z});
     r.skipped = r.overflow || r.spike.action != SpikeAction::accept;
+    if (!r.skipped && in.snapshot != nullptr)
+        in.snapshot->make_wait(exec.stream);  // the update waits until a save has copied the state
     if (!r.skipped)
         adamw_step(model, s.config, in.lr,
                    clip_coefficient(norm, s.config.optimizer.max_norm) / scale, ++s.optimizer_step,

@@ -11,10 +11,11 @@ namespace stoa {
 struct StepInputs {
     std::vector<MicroBatch> micro_batches;  // of this dp rank; its tp ranks hold the same
     double lr = 0.0;
-    std::int64_t step = 0;                 // steps done before this one
-    StopRequest stop = StopRequest::none;  // this rank was signalled
-    bool save_due = false;                 // this rank's clock says so
-    SaveWords saving;                      // of this rank's save in flight
+    std::int64_t step = 0;                  // steps done before this one
+    StopRequest stop = StopRequest::none;   // this rank was signalled
+    bool save_due = false;                  // this rank's clock says so
+    SaveWords saving;                       // of this rank's save in flight
+    const cuda::Event* snapshot = nullptr;  // the end of its copies from the GPU, if there are any
 };
 struct StepResult {
     double loss = 0.0;        // mean over all ranks' valid tokens

@@ -283,24 +283,26 @@ TEST_CASE("a queue runs collectives in order beside others, and keeps the first 
     std::vector<std::int64_t> sums(kJobs);
     CommQueue::Ticket last = 0;
     for (int i = 0; i < kJobs; ++i)
-        last = mesh.dp_queue->submit([&, i] {
-            const std::int64_t before = i == 0 ? 1 : sums[static_cast<std::size_t>(i - 1)];
-            sums[static_cast<std::size_t>(i)] =
-                all_reduce_scalar(before, ReduceOp::sum, mesh.dp_beside);
-        });
+        last = mesh.dp_queue->submit(
+            [&, i](Stream) {
+                const std::int64_t before = i == 0 ? 1 : sums[static_cast<std::size_t>(i - 1)];
+                sums[static_cast<std::size_t>(i)] =
+                    all_reduce_scalar(before, ReduceOp::sum, mesh.dp_beside);
+            },
+            {});
     std::int64_t meanwhile = 1;
     for (int i = 0; i < kJobs; ++i)
         meanwhile = all_reduce_scalar(meanwhile, ReduceOp::max, mesh.world);
-    mesh.dp_queue->wait(last);
+    mesh.dp_queue->wait(last, {});
     std::int64_t power = 1;
     for (const std::int64_t sum : sums)
         CHECK(sum == (power *= size));
     CHECK(take_comm_seconds().hidden > 0.0);
 
     bool ran = false;
-    mesh.dp_queue->submit([] { throw CollectiveError({.what = "lost a peer"}); });
-    const auto after = mesh.dp_queue->submit([&] { ran = true; });
-    CHECK_THROWS_AS(mesh.dp_queue->wait(after), CollectiveError);
+    mesh.dp_queue->submit([](Stream) { throw CollectiveError({.what = "lost a peer"}); }, {});
+    const auto after = mesh.dp_queue->submit([&](Stream) { ran = true; }, {});
+    CHECK_THROWS_AS(mesh.dp_queue->wait(after, {}), CollectiveError);
     CHECK(!ran);  // dropped
     close_mesh(mesh);
 }

@@ -121,9 +121,10 @@ struct Trace {
     std::vector<double> loss, grad_norm;
 };
 
-/// Steps [begin, end) of a run whose state is `s`.
+/// Steps [begin, end) of a run whose state is `s`; `snapshot`: of a save, their updates wait for
+/// it.
 inline Trace tiny_steps(TrainState& s, const Mesh& mesh, std::int64_t begin, std::int64_t end,
-                        const Exec& exec) {
+                        const Exec& exec, const cuda::Event* snapshot = nullptr) {
     const RunConfig& config = s.config;
     CurriculumState curriculum = initial_curriculum(config);
     for (std::int64_t step = 0; step < begin; ++step)
@@ -132,7 +133,7 @@ inline Trace tiny_steps(TrainState& s, const Mesh& mesh, std::int64_t begin, std
     const std::int64_t shards = virtual_mesh(config, mesh.dp_size(), mesh.tp_size()).dp_shards;
     const std::int64_t shard_rows = config.batch.global_batch / shards;
     for (std::int64_t step = begin; step < end; ++step) {
-        StepInputs in{.lr = learning_rate(config, curriculum), .step = step};
+        StepInputs in{.lr = learning_rate(config, curriculum), .step = step, .snapshot = snapshot};
         for (std::int64_t shard = mesh.dp_rank(); shard < shards; shard += mesh.dp_size())
             for (std::int64_t row = 0; row < shard_rows; row += config.batch.micro_batch)
                 in.micro_batches.push_back(tiny_batch(config, step, shard * shard_rows + row));

@@ -41,40 +41,45 @@ void start_block(ModelState& s, std::int64_t layer, const Mesh& mesh, const Exec
     s.gathered[buffer] = layer;
     for (const Param& p : params_of(s, unit))
         store_work(p, p.mine.begin, p.master, exec);
-    s.units[unit].work_ticket = mesh.dp_queue->submit([parts = work_parts(s, unit), &mesh, exec] {
-        all_gather(parts, mesh.dp_beside, exec.stream);  // dp: the block's weights
-    });
+    s.units[unit].work_ticket = mesh.gather_queue().submit(
+        [parts = work_parts(s, unit), &mesh](Stream stream) {
+            all_gather(parts, mesh.gather_group(), stream);  // dp: the block's weights
+        },
+        exec.stream);
 }
 
 }  // namespace
 
 void start_grad_sum(ModelState& s, std::size_t unit, bool add, const Mesh& mesh, const Exec& exec) {
     if (params_of(s, unit).front().owners.empty()) {
-        s.units[unit].grad_ticket = mesh.dp_queue->submit([&s, unit, add, &mesh, exec] {
-            for (const Param& p : params_of(s, unit))  // dp: each rank gets all sums
-                chain_sum(p.grad, add, p.shard_grad, mesh.dp_beside, exec.stream);
-        });
+        s.units[unit].grad_ticket = mesh.dp_queue->submit(
+            [&s, unit, add, &mesh](Stream stream) {
+                for (const Param& p : params_of(s, unit))  // dp: each rank gets all sums
+                    chain_sum(p.grad, add, p.shard_grad, mesh.dp_beside, stream);
+            },
+            exec.stream);
         return;
     }
-    s.units[unit].grad_ticket =
-        mesh.dp_queue->submit([parts = grad_parts(s, unit), add, &mesh, exec] {
+    s.units[unit].grad_ticket = mesh.dp_queue->submit(
+        [parts = grad_parts(s, unit), add, &mesh](Stream stream) {
             reduce_scatter(parts, SumOrder::chain, add, mesh.dp_beside,
-                           exec.stream);  // dp: owners get their sums
-        });
+                           stream);  // dp: owners get their sums
+        },
+        exec.stream);
 }
 
-void await_grad_room(const ModelState& s, std::size_t unit, const Mesh& mesh) {
+void await_grad_room(const ModelState& s, std::size_t unit, const Mesh& mesh, const Exec& exec) {
     CommQueue::Ticket last = 0;
     const std::int64_t buffer = s.units[unit].grad_buffer;
     for (const Unit& u : s.units)
         if (&u == &s.units[unit] || (buffer >= 0 && u.grad_buffer == buffer))
             last = std::max(last, u.grad_ticket);
-    mesh.dp_queue->wait(last);
+    mesh.dp_queue->wait(last, exec.stream);
 }
 
-void await_grad_sums(const ModelState& s, const Mesh& mesh) {
+void await_grad_sums(const ModelState& s, const Mesh& mesh, const Exec& exec) {
     for (const Unit& u : s.units)
-        mesh.dp_queue->wait(u.grad_ticket);
+        mesh.dp_queue->wait(u.grad_ticket, exec.stream);
 }
 
 void await_block(ModelState& s, std::int64_t layer, std::int64_t next, const Mesh& mesh,
@@ -84,7 +89,7 @@ void await_block(ModelState& s, std::int64_t layer, std::int64_t next, const Mes
     const bool room = s.gathered.size() > 1;  // else the next would overwrite this one
     if (room && next >= 0 && next < static_cast<std::int64_t>(s.work.blocks.size()))
         start_block(s, next, mesh, exec);
-    mesh.dp_queue->wait(s.units[static_cast<std::size_t>(layer)].work_ticket);
+    mesh.gather_queue().wait(s.units[static_cast<std::size_t>(layer)].work_ticket, exec.stream);
 }
 
 void take_part_in_forward(ModelState& s, const Mesh& mesh, const Exec& exec) {
@@ -95,14 +100,16 @@ void take_part_in_forward(ModelState& s, const Mesh& mesh, const Exec& exec) {
 
 void start_work_gather(ModelState& s, std::size_t unit, const Mesh& mesh, const Exec& exec) {
     if (s.units[unit].work_buffer >= 0) return;  // gathered where it is used
-    s.units[unit].work_ticket = mesh.dp_queue->submit([parts = work_parts(s, unit), &mesh, exec] {
-        all_gather(parts, mesh.dp_beside, exec.stream);  // dp: the updated rows
-    });
+    s.units[unit].work_ticket = mesh.gather_queue().submit(
+        [parts = work_parts(s, unit), &mesh](Stream stream) {
+            all_gather(parts, mesh.gather_group(), stream);  // dp: the updated rows
+        },
+        exec.stream);
 }
 
-void await_work(ModelState& s, const Mesh& mesh) {
+void await_work(ModelState& s, const Mesh& mesh, const Exec& exec) {
     for (const Unit& u : s.units)
-        mesh.dp_queue->wait(u.work_ticket);
+        mesh.gather_queue().wait(u.work_ticket, exec.stream);
     std::ranges::fill(s.gathered, -1);  // what is there is from before the update
 }
 
@@ -112,7 +119,7 @@ void refresh_work(ModelState& s, const Mesh& mesh, const Exec& exec) {
             refresh_work_rows(p, 0, p.mine.count, exec);
         start_work_gather(s, u, mesh, exec);
     }
-    await_work(s, mesh);
+    await_work(s, mesh, exec);
 }
 
 }  // namespace stoa

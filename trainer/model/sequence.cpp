@@ -57,9 +57,11 @@ void RowSums::ready(std::int64_t begin, std::int64_t count) {
     const TensorView chunk =
         partial_.reshaped({partial_.rows(), partial_.cols()}).slice_rows(begin, count);
     if (d_.row_ranks == 1) {
-        last_ = wire_.queue->submit([chunk, beside = wire_.beside, stream = exec_.stream] {
-            all_reduce(chunk, ReduceOp::sum, *beside, stream);
-        });
+        last_ = wire_.queue->submit(
+            [chunk, beside = wire_.beside](Stream stream) {
+                all_reduce(chunk, ReduceOp::sum, *beside, stream);
+            },
+            exec_.stream);
         return;
     }
     const std::int64_t rows = partial_.rows() / d_.row_ranks;  // of a rank
@@ -70,14 +72,16 @@ void RowSums::ready(std::int64_t begin, std::int64_t count) {
         parts.push_back({static_cast<int>(owner), part, part});
         at = end;
     }
-    last_ = wire_.queue->submit([parts, beside = wire_.beside, stream = exec_.stream] {
-        reduce_scatter(parts, SumOrder::tree, /*add=*/false, *beside, stream);
-    });
+    last_ = wire_.queue->submit(
+        [parts, beside = wire_.beside](Stream stream) {
+            reduce_scatter(parts, SumOrder::tree, /*add=*/false, *beside, stream);
+        },
+        exec_.stream);
 }
 
 TensorView RowSums::finish() {
     if (!wire_.has_thread()) return sum_rows(partial_, d_, wire_.tp, exec_);
-    wire_.queue->wait(last_);
+    wire_.queue->wait(last_, exec_.stream);
     return own_rows(partial_, d_, wire_.tp);
 }
 

@@ -207,7 +207,7 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         context.nonfinite = flag(a, 1, l);
         inject(s.injection, context.layer, a.d_x, exec);
         await_block(s.model, context.layer, context.layer - 1, mesh, exec);  // dp, zero: 3
-        await_grad_room(s.model, l, mesh);                                   // dp
+        await_grad_room(s.model, l, mesh, exec);                             // dp
         run_block(s, {context.layer, /*backward=*/true, context.add_grads}, mesh, exec, [&] {
             context.loss = {};  // a recomputed forward has been sampled already
             if (s.dims.recompute[l] == Recompute::full)
