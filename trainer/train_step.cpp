@@ -122,8 +122,9 @@ StepResult train_step(TrainState& s, const StepInputs& in, const Mesh& mesh, con
         load_micro_batch(s, in.micro_batches[i], exec);
         if (i == 0) zero(s.acts.quantization_loss, exec);
         if (i == 0) zero(s.acts.step_words, exec);
-        s.grad_pass = {static_cast<std::uint64_t>(s.config.run.seed), in.step, index,
-                       mesh.dp_rank()};
+        set_grad_pass(
+            s, {static_cast<std::uint64_t>(s.config.run.seed), in.step, index, mesh.dp_rank()},
+            exec);
         const MicroBatch& rows = in.micro_batches[i];
         const std::int64_t shard = mesh.dp_rank() + s.shard * mesh.dp_size();
         s.training_rows = {

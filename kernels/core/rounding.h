@@ -16,6 +16,9 @@ namespace stoa {
 struct StochasticRounding {
     std::uint64_t key = 0, call = 0;
     std::int64_t row_begin = 0, col_begin = 0, logical_cols = 0;
+    /// On a device, what is added to call: a word in its memory, for a kernel that is started again
+    /// with the arguments it had (kernels/cuda/graph.h). Null: nothing.
+    const std::uint64_t* call_word = nullptr;
     STOA_HD bool enabled() const { return logical_cols > 0; }
     STOA_HD std::int64_t element(std::int64_t row, std::int64_t col) const {
         return (row_begin + row) * logical_cols + col_begin + col;
@@ -24,7 +27,8 @@ struct StochasticRounding {
 
 /// The draw of element e of the whole tensor.
 STOA_HD inline std::uint32_t random_half(const StochasticRounding& s, std::int64_t e) {
-    const PhiloxBlock words = philox(s.key, static_cast<std::uint64_t>(e / 8), s.call);
+    const std::uint64_t call = s.call_word == nullptr ? s.call : s.call + *s.call_word;
+    const PhiloxBlock words = philox(s.key, static_cast<std::uint64_t>(e / 8), call);
     const std::uint32_t word = words[static_cast<std::size_t>(e / 2 % 4)];
     return e % 2 == 0 ? word & 0xffffu : word >> 16;
 }

@@ -1,5 +1,6 @@
 // Linked instead of the .cu files when the build has no CUDA toolkit.
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/sdpa.h"
 
@@ -45,6 +46,13 @@ void Stopwatch::start() { refuse(); }
 double Stopwatch::stop_ms() { refuse(); }
 CudaStream::CudaStream() = default;
 CudaStream::~CudaStream() = default;
+struct Graph::State {};
+Graph::Graph() noexcept = default;
+Graph::~Graph() = default;
+Graph::Graph(Graph&&) noexcept = default;
+Graph& Graph::operator=(Graph&&) noexcept = default;
+void Graph::record(Stream, const std::function<void()>&) { refuse(); }
+void Graph::replay(Stream, const std::function<void()>&) { refuse(); }
 
 void matmul(const MatmulArgs&, Stream) { refuse(); }
 void attention_forward(const AttentionArgs&, Stream) { refuse(); }

@@ -8,6 +8,7 @@
 #include "checkpoints/saver.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
+#include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/host/streams.h"
 #include "kernels/device_memory.h"
 #include "parallel/collectives.h"
@@ -55,10 +56,15 @@ TinyOptions options_of(Recipe recipe) {
     return o;
 }
 
-void check_same(const TinyOptions& options, const Mesh& mesh, std::int64_t steps) {
+void check_same(const TinyOptions& options, const Mesh& mesh, std::int64_t steps,
+                std::int64_t begin = 0) {
     TrainState cpu, gpu;
-    const Trace reference = tiny_run(options, mesh, steps, &cpu);
-    const Trace trace = tiny_run(options, mesh, steps, &gpu, device());
+    const auto run = [&](TrainState& s, const Exec& exec) {
+        s = make_train_state(tiny_config(options, mesh.dp_size(), mesh.tp_size()), mesh.tp_rank(),
+                             mesh.tp_size(), exec, mesh.dp_rank());
+        return tiny_steps(s, mesh, begin, begin + steps, exec);
+    };
+    const Trace reference = run(cpu, Exec{}), trace = run(gpu, device());
     CHECK(trace.loss == reference.loss);
     CHECK(trace.grad_norm == reference.grad_norm);
     CHECK((state_bytes(gpu, device()) == state_bytes(cpu, Exec{})));
@@ -82,6 +88,102 @@ TEST_CASE("so it does with every recompute, untied and with several micro-batche
     o.tie_embeddings = o.recompute == Recompute::none;
     o.micro_batch = 1;
     check_same(o, Mesh{}, 2);
+}
+
+namespace {
+
+std::int64_t replays() { return cuda::host::graph_counts().replayed; }
+
+// Of so many steps of graph_options in three layers: the forward pass of each micro-batch, and the
+// backward of a step's first and of the others, but for each one's first time.
+std::int64_t replays_of(std::int64_t steps) {
+    return 3 * ((4 * steps - 1) + (steps - 1) + (3 * steps - 1));
+}
+
+// Four micro-batches a step.
+TinyOptions graph_options(Recipe recipe) {
+    TinyOptions o = options_of(recipe);
+    o.global_batch = 4;
+    o.micro_batch = 1;
+    return o;
+}
+TrainState graph_state(const TinyOptions& o) {
+    return make_train_state(tiny_config(o, 1, 1), 0, 1, device());
+}
+
+}  // namespace
+
+// Each pass of each layer (forward; backward that overwrites; that adds) is run once and recorded
+// when it comes again; every replay is held against what it would do without (host_graph.cpp).
+TEST_CASE("blocks run from graphs, with the bits of the CPU", "[multirank]") {
+    if (world_size() > 2) return;
+    const auto [recipe, recompute] =
+        GENERATE(std::pair{Recipe::fp32, Recompute::none},
+                 std::pair{Recipe::r30, Recompute::full},  // bf16 gradients, rounded at random:
+                 std::pair{Recipe::r45, Recompute::selective});
+    CAPTURE(recipe_name(recipe));
+    TinyOptions o = graph_options(recipe);
+    o.recompute = recompute;
+    const std::int64_t before = replays();
+    check_same(o, Mesh{}, 3, kSampleEvery - 3);
+    CHECK(replays() - before == replays_of(recipe == Recipe::fp32 ? 3 : 2));  // samples: by itself
+}
+
+TEST_CASE("so do layers that select keys, but for those with rows that the host draws",
+          "[multirank]") {
+    if (world_size() > 2) return;
+    TinyOptions o = graph_options(Recipe::fp32);
+    const bool helped = GENERATE(false, true);
+    o.attention = helped ? helped_attention(0.25, 0.5)
+                         : tiny_attention(AttentionKind::dynamic,
+                                          GENERATE(KeySelector::tree, KeySelector::importance));
+    const std::int64_t before = replays(), all = replays_of(2);
+    check_same(o, Mesh{}, 2);
+    if (helped)
+        CHECK(replays() - before < all);
+    else
+        CHECK(replays() - before == all);
+}
+
+TEST_CASE("what is baked into a graph and changes is found", "[multirank]") {
+    if (world_size() > 2) return;
+    TrainState s = graph_state(graph_options(Recipe::fp32));
+    tiny_steps(s, Mesh{}, 0, 1, device());
+    s.config.model.norm_eps *= 2.0;
+    CHECK_THROWS_WITH(tiny_steps(s, Mesh{}, 1, 2, device()),
+                      Catch::Contains("rms_norm") && Catch::Contains("argument"));
+}
+
+TEST_CASE("graphs outlive an evaluation, and begin anew with another shape", "[multirank]") {
+    if (world_size() > 2) return;
+    TrainState s = graph_state(graph_options(Recipe::fp32));
+    const std::int64_t base = cuda::host::graph_counts().recorded;
+    const auto recorded = [&] { return cuda::host::graph_counts().recorded - base; };
+    tiny_steps(s, Mesh{}, 0, 2, device());
+    const std::int64_t all = recorded();
+    MicroBatch half = tiny_batch(s.config, 0, 0);
+    half.seq_len /= 2;
+    for (auto* ids : {&half.tokens, &half.targets, &half.key_begin})
+        ids->resize(static_cast<std::size_t>(half.seq_len));
+    load_micro_batch(s, half, device());
+    const std::int64_t before = replays();
+    model_forward(s, Mesh{}, device());  // rows of its own
+    CHECK(replays() == before);
+    tiny_steps(s, Mesh{}, 2, 3, device());
+    CHECK(recorded() == all);
+    s.config.stages[0].seq_len /= 2;
+    tiny_steps(s, Mesh{}, 3, 5, device());
+    CHECK(recorded() == 2 * all);
+}
+
+TEST_CASE("STOA_GRAPHS=off runs every kernel by itself", "[multirank]") {
+    if (world_size() > 2) return;
+    setenv("STOA_GRAPHS", "off", 1);
+    TrainState s = graph_state(graph_options(Recipe::fp32));
+    const std::int64_t before = replays();
+    tiny_steps(s, Mesh{}, 0, 2, device());
+    unsetenv("STOA_GRAPHS");
+    CHECK(replays() == before);
 }
 
 TEST_CASE("so it does on every mesh", "[multirank]") {

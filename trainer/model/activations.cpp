@@ -253,6 +253,7 @@ Activations layout_activations(Placer& p, const RunConfig& config, const LocalDi
         p.place("quantization_loss", {2, n_layers, 4}, DType::fp64, Lifetime::run);
     for (TensorView* t : {&a.tokens, &a.targets, &a.positions, &a.key_begin, &a.key_end})
         *t = p.place("ids", {rows}, DType::int32, mb);
+    if (d.formats.grad == DType::bf16) a.grad_call = p.place("grad_call", {2}, DType::int32, mb);
     return a;
 }
 

@@ -89,6 +89,8 @@ struct Activations {
     TensorView nonfinite;                // (2, n_layers) int32: Inf or NaN met by the FFN, by pass
     TensorView quantization_loss;        // (2, n_layers, 4) fp64: acts and grads, in sampled steps
     TensorView tokens, targets, positions, key_begin, key_end;  // (rows) int32
+    // Of bf16 gradients: the word of this pass that their rounding on a device reads (GradPass).
+    TensorView grad_call;  // (2) int32
 };
 
 Activations layout_activations(Placer& placer, const RunConfig& config, const LocalDims& dims,

@@ -11,23 +11,34 @@
 
 namespace stoa {
 
+namespace {
+
+// The lowest bits of x.
+std::uint64_t word(std::int64_t x, int bits) {
+    return static_cast<std::uint64_t>(x) & ((std::uint64_t{1} << bits) - 1);
+}
+
+}  // namespace
+
+std::uint64_t call_of(const GradPass& pass) {
+    return word(pass.step, 28) << 36 | word(pass.micro_batch, 12) << 24;
+}
+
 StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad,
                                  const GradPass& pass, std::int64_t row) {
     if (grad.dtype != DType::bf16) return {};
     const auto p = std::ranges::find_if(
         state.params, [&](const Param& x) { return x.shard_grad.data == grad.data; });
     if (p == state.params.end()) return {};
-    const auto word = [](std::int64_t x, int bits) {
-        return (static_cast<std::uint64_t>(x) & ((std::uint64_t{1} << bits) - 1));
-    };
     // Apart from the optimizer's draws, and from those of the other data-parallel ranks.
     const std::uint64_t key =
         mix_key(p->key(pass.seed), 0x67726164 + static_cast<std::uint64_t>(pass.dp_rank));
     return {.key = key,
-            .call = word(pass.step, 28) << 36 | word(pass.micro_batch, 12) << 24 | word(row, 24),
+            .call = (pass.device_call == nullptr ? call_of(pass) : 0) | word(row, 24),
             .row_begin = p->row_begin(),
             .col_begin = p->col_begin(),
-            .logical_cols = p->global_shape[1]};
+            .logical_cols = p->global_shape[1],
+            .call_word = pass.device_call};
 }
 
 void store_work(const Param& p, std::int64_t begin, ConstTensorView master, const Exec& exec) {

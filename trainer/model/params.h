@@ -145,7 +145,11 @@ ModelState layout_model_state(Placer& placer, const RunConfig& config, const Loc
 struct GradPass {
     std::uint64_t seed = 0;
     std::int64_t step = 0, micro_batch = 0, dp_rank = 0;
+    /// On a device: its word of step and micro-batch (call_of), which kernels read there.
+    const std::uint64_t* device_call = nullptr;
 };
+/// Step and micro-batch, as StochasticRounding::call has them.
+std::uint64_t call_of(const GradPass& pass);
 /// For the sums of `grad`, a gradient of `state`, over the rows from `row` on. Off for other
 /// formats.
 StochasticRounding grad_rounding(const ModelState& state, const TensorView& grad,

@@ -124,6 +124,7 @@ void enter_stage(TrainState& s, const StageConfig& stage, const Exec& exec) {
     if (rule == was) return;
     set_attention(s.dims, rule);
     s.acts.micro_batch = 0;  // placed anew
+    s.graphs = {};
     if (rule.stretch != was.stretch) fill_rope(s.model, s.config, rule.stretch, exec);
 }
 
@@ -143,6 +144,17 @@ void load_micro_batch(TrainState& s, const MicroBatch& mb, const Exec& exec) {
     upload<std::int32_t>(a.key_end, key_end, exec);
 }
 
+void set_grad_pass(TrainState& s, GradPass pass, const Exec& exec) {
+    if (exec.device.is_cuda() && !s.acts.grad_call.empty()) {
+        const std::uint64_t call = call_of(pass);
+        const std::int32_t halves[2] = {static_cast<std::int32_t>(call),
+                                        static_cast<std::int32_t>(call >> 32)};
+        upload<std::int32_t>(s.acts.grad_call, halves, exec);
+        pass.device_call = reinterpret_cast<const std::uint64_t*>(s.acts.grad_call.data);
+    }
+    s.grad_pass = pass;
+}
+
 void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
     const Communicator& tp = mesh.tp;
     const Activations& a = s.acts;
@@ -160,7 +172,8 @@ void model_forward(TrainState& s, const Mesh& mesh, const Exec& exec) {
         context.nonfinite = flag(a, 0, l);
         context.loss = loss_of(s, 0, l);
         await_block(s.model, context.layer, context.layer + 1, mesh, exec);  // dp, zero: 3
-        block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]);
+        run_block(s, {context.layer}, mesh, exec,
+                  [&] { block_forward(context, w.blocks[l], a.saved[l], a.x[l], a.x[l + 1]); });
         board_pulse();
     }
     rms_norm_forward({.y = own_rows(a.h_final, s.dims, tp),
@@ -192,16 +205,18 @@ void model_backward(TrainState& s, const Mesh& mesh, const Exec& exec) {
     for (std::size_t l = w.blocks.size(); l-- > 0;) {
         context.layer = static_cast<std::int64_t>(l);
         context.nonfinite = flag(a, 1, l);
-        context.loss = {};  // a recomputed forward has been sampled already
         inject(s.injection, context.layer, a.d_x, exec);
         await_block(s.model, context.layer, context.layer - 1, mesh, exec);  // dp, zero: 3
         await_grad_room(s.model, l, mesh, exec);                             // dp
-        if (s.dims.recompute[l] == Recompute::full)
-            block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
-        if (s.dims.recompute[l] == Recompute::selective)
-            block_recompute(context, w.blocks[l], a.saved[l], a.x[l]);
-        context.loss = loss_of(s, 1, l);
-        block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
+        run_block(s, {context.layer, /*backward=*/true, context.add_grads}, mesh, exec, [&] {
+            context.loss = {};  // a recomputed forward has been sampled already
+            if (s.dims.recompute[l] == Recompute::full)
+                block_forward(context, w.blocks[l], a.saved[l], a.x[l], TensorView{});
+            if (s.dims.recompute[l] == Recompute::selective)
+                block_recompute(context, w.blocks[l], a.saved[l], a.x[l]);
+            context.loss = loss_of(s, 1, l);
+            block_backward(context, w.blocks[l], g.blocks[l], a.saved[l], a.x[l], a.d_x);
+        });
         board_pulse();
         if (ends_shard) start_grad_sum(s.model, l, s.shard > 0, mesh, exec);  // dp
     }

@@ -7,6 +7,7 @@
 #include "parallel/mesh.h"
 #include "trainer/loss_scale.h"
 #include "trainer/model/activations.h"
+#include "trainer/model/block_graphs.h"
 #include "trainer/model/params.h"
 #include "trainer/precision_policy.h"
 #include "trainer/spike_guard.h"
@@ -42,6 +43,7 @@ struct TrainState {
     std::optional<TrainingRows>
         training_rows;    // of the micro-batch that is trained on, else absent
     Injection injection;  // fault tests only
+    BlockGraphs graphs;   // on a GPU
 };
 
 /// Allocates the arena of plan_memory and places the state; parameters are initialised from the
@@ -57,6 +59,9 @@ void place_activations(TrainState& s, std::int64_t micro_batch, std::int64_t seq
 void enter_stage(TrainState& s, const StageConfig& stage, const Exec& exec);
 /// Copies a micro-batch into the arena: tokens, targets, positions, key ranges.
 void load_micro_batch(TrainState& s, const MicroBatch& mb, const Exec& exec);
+
+/// What the rounding of bf16 gradients draws from, for the micro-batch that is loaded.
+void set_grad_pass(TrainState& s, GradPass pass, const Exec& exec);
 
 /// Tokens to h_final.
 /// comm: sum_rows(tp) of the embedding, then per block as block_forward; dp as await_block

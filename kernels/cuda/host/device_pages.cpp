@@ -11,6 +11,7 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/host/recording.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -97,6 +98,7 @@ std::int64_t take(Pool& p, std::int64_t bytes) {
 }  // namespace
 
 std::byte* allocate(std::int64_t bytes) {
+    host::refuse_recording("memory that is not scratch");
     Pool& p = pool();
     const std::int64_t room = align_up((bytes > 0 ? bytes : 1) + kBetween, kAlign);
     std::byte* data = nullptr;

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
+#include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/host/streams.h"
 #include "kernels/device_errors.h"
 
@@ -92,8 +93,12 @@ void release(std::byte* data) noexcept {
     finish_quietly();  // a driver waits likewise
     host::give_back(data);
 }
-std::byte* allocate_on(Stream, std::int64_t bytes) { return allocate(bytes); }
+std::byte* allocate_on(Stream stream, std::int64_t bytes) {
+    host::Recording* const r = host::recording();
+    return r == nullptr ? allocate(bytes) : r->take_scratch(stream, bytes);
+}
 void release_on(Stream stream, std::byte* data) noexcept {
+    if (host::Recording* const r = host::recording()) return r->give_back_scratch(data);
     host::enqueue(stream, [data] { host::give_back(data); });
 }
 
@@ -118,6 +123,7 @@ void release_pinned(std::byte* data) noexcept {
 // Pageable memory is read when the copy is given, and written before it returns; pinned memory when
 // the stream comes there.
 void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    host::refuse_recording("a copy from host memory");
     if (host::runs_at_once(stream) || is_pinned(from))
         return host::enqueue(stream, [=] { std::memcpy(to, from, size(bytes)); });
     host::enqueue(stream, [to, staged = std::vector<std::byte>(from, from + bytes)] {
@@ -125,14 +131,19 @@ void copy_to_device(std::byte* to, const std::byte* from, std::int64_t bytes, St
     });
 }
 void copy_from_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
+    host::refuse_recording("a copy to host memory");
     host::enqueue(stream, [=] { std::memcpy(to, from, size(bytes)); });
     if (!is_pinned(to)) host::finish(stream);
 }
 void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, Stream stream) {
-    host::enqueue(stream, [=] { std::memmove(to, from, size(bytes)); });
+    host::start(
+        {.name = "copy", .blocks = 1, .threads = 1, .stream = stream}, nullptr,
+        [=] { std::memmove(to, from, size(bytes)); }, to, from, bytes);
 }
 void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
-    host::enqueue(stream, [=] { std::memset(to, value, size(bytes)); });
+    host::start(
+        {.name = "fill", .blocks = 1, .threads = 1, .stream = stream}, nullptr,
+        [=] { std::memset(to, value, size(bytes)); }, to, value, bytes);
 }
 void use_device(int index) { current_gpu = index; }
 void synchronize(Stream stream) {

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
-#include "kernels/cuda/host/streams.h"
+#include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/library_gemm.h"
 
 namespace stoa::cuda {
@@ -55,7 +55,9 @@ void compute(const LibraryGemm& g) {
 }  // namespace
 
 bool library_gemm(const LibraryGemm& g, Stream stream) {
-    host::enqueue(stream, [g] { compute(g); });
+    host::start(
+        {.name = "library product", .blocks = 1, .threads = 1, .stream = stream}, nullptr,
+        [g] { compute(g); }, g);
     return true;
 }
 

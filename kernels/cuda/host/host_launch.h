@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "kernels/cuda/host/fibers.h"
-#include "kernels/cuda/host/streams.h"
+#include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/launch_shape.h"
 
 #define STOA_KERNEL
@@ -19,9 +19,12 @@ template <class... Params, class... Args>
 void launch(const Launch& l, void (*kernel)(Params...), const Args&... args) {
     static_assert(sizeof...(Params) == sizeof...(Args));
     if (l.blocks == 0) return;
-    host::enqueue(l.stream, [l, kernel, given = std::tuple<Params...>(args...)] {
-        host::run(l, [&] { std::apply(kernel, given); });
-    });
+    host::start(
+        l, reinterpret_cast<const void*>(kernel),
+        [l, kernel, given = std::tuple<Params...>(args...)] {
+            host::run(l, [&] { std::apply(kernel, given); });
+        },
+        static_cast<Params>(args)...);
 }
 
 inline int thread_index() { return host::position().thread; }

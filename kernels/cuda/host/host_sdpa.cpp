@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/host/streams.h"
+#include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/sdpa_graph.h"
 
 namespace stoa::cuda {
@@ -229,16 +229,18 @@ struct Interpreter {
 
 bool library_sdpa_forward(const SdpaCall& call, Stream stream) {
     if (sdpa_refusal(call.shape)) return false;
-    host::enqueue(
-        stream, [call, graph = sdpa_forward_graph(call.shape)] { Interpreter(graph, call).run(); });
+    host::start(
+        {.name = "library attention", .blocks = 1, .threads = 1, .stream = stream}, nullptr,
+        [call, graph = sdpa_forward_graph(call.shape)] { Interpreter(graph, call).run(); }, call);
     return true;
 }
 
 bool library_sdpa_backward(const SdpaCall& call, Stream stream) {
     if (sdpa_refusal(call.shape)) return false;
-    host::enqueue(stream, [call, graph = sdpa_backward_graph(call.shape)] {
-        Interpreter(graph, call).run();
-    });
+    host::start(
+        {.name = "library attention_backward", .blocks = 1, .threads = 1, .stream = stream},
+        nullptr,
+        [call, graph = sdpa_backward_graph(call.shape)] { Interpreter(graph, call).run(); }, call);
     return true;
 }
 

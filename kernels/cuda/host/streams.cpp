@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
+#include "kernels/cuda/host/recording.h"
 
 namespace stoa::cuda {
 namespace {
@@ -79,15 +80,18 @@ bool runs_at_once(Stream stream) {
 }
 
 void enqueue(Stream stream, std::function<void()> op) {
+    refuse_recording("work that start() is not told of");
     if (runs_at_once(stream)) return run(op);
     give(stream, [op = std::move(op)] { run(op); });
 }
 
 void finish(Stream stream) {
+    refuse_recording("a wait");
     const std::scoped_lock lock(streams().mutex);
     if (const auto s = stream_of(stream)) run_until({s, s->given});
 }
 void finish_all() {
+    refuse_recording("a wait");
     const std::scoped_lock lock(streams().mutex);
     for (const auto& s : streams().all)
         run_until({s, s->given});
@@ -123,17 +127,20 @@ CudaStream::~CudaStream() {
 
 Event::~Event() { delete static_cast<Point*>(handle_); }
 void Event::record(Stream stream) {
+    host::refuse_recording("an event");
     const std::scoped_lock lock(streams().mutex);
     if (handle_ == nullptr) handle_ = new Point;
     const auto s = stream_of(stream);
     point_of(handle_) = {s, s == nullptr ? 0 : s->given};
 }
 void Event::make_wait(Stream stream) const {
+    host::refuse_recording("an event");
     if (handle_ == nullptr) return;
     const std::scoped_lock lock(streams().mutex);
     host::give(stream, [p = point_of(handle_)] { run_until(p); });
 }
 void Event::wait() const {
+    host::refuse_recording("a wait");
     if (handle_ != nullptr) run_until(point_of(handle_));
 }
 bool Event::reached() const {
