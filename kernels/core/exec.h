@@ -22,11 +22,4 @@ inline void require_same_device(const Device& memory, const Exec& exec, const ch
             {.what = name, .expected = "on " + text(exec.device), .actual = "on " + text(memory)});
 }
 
-/// Until the CUDA ops exist, an op that is asked for a GPU says so instead of reading its memory.
-inline void require_cpu(const Exec& exec, const char* op) {
-    if (exec.device.is_cuda())
-        throw DeviceError(
-            {.what = std::string(op) + " has no CUDA kernel yet", .hint = "run on the CPU"});
-}
-
 }  // namespace stoa
