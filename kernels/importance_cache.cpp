@@ -2,6 +2,8 @@
 
 #include "kernels/attention_checks.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/device_memory.h"
 
 namespace stoa {
 namespace {
@@ -24,7 +26,7 @@ void require_keys(const ImportanceCache& cache, const ImportanceCacheKeys& keys,
 }  // namespace
 
 ImportanceCache make_importance_cache(const KeyRule& rule, std::int64_t n_kv_heads,
-                                      std::int64_t head_dim, DType dtype) {
+                                      std::int64_t head_dim, DType dtype, Device device) {
     require_rule(rule);
     require(n_kv_heads > 0 && head_dim > 0, "importance_cache: n_kv_heads, head_dim", "> 0",
             std::to_string(n_kv_heads) + ", " + std::to_string(head_dim));
@@ -32,10 +34,10 @@ ImportanceCache make_importance_cache(const KeyRule& rule, std::int64_t n_kv_hea
     const std::int64_t rows = rule.sinks + rule.keep + 2 * rule.window;
     return {.rule = rule,
             .window_begin = rule.sinks + rule.keep,
-            .k = Tensor({n_kv_heads, rows, head_dim}, dtype),
-            .v = Tensor({n_kv_heads, rows, head_dim}, dtype),
-            .gate = Tensor({n_kv_heads, rows}, wide_dtype(dtype)),
-            .importance = Tensor({n_kv_heads, rows}, DType::fp64)};
+            .k = make_tensor({n_kv_heads, rows, head_dim}, dtype, device),
+            .v = make_tensor({n_kv_heads, rows, head_dim}, dtype, device),
+            .gate = make_tensor({n_kv_heads, rows}, wide_dtype(dtype), device),
+            .importance = make_tensor({n_kv_heads, rows}, DType::fp64, device)};
 }
 
 std::int64_t importance_cache_bytes(const ImportanceCache& cache) {
@@ -45,7 +47,7 @@ std::int64_t importance_cache_bytes(const ImportanceCache& cache) {
 
 void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& args,
                              const Exec& exec) {
-    require_cpu(exec, "importance_cache");
+    require_same_device(cache.k.view.device, exec, "importance_cache: cache");
     require(args.scale > 0.0, "importance_cache: scale", "> 0", std::to_string(args.scale));
     require(args.q.shape.rank == 3, "importance_cache: q", "(q_len, n_heads, head_dim)",
             args.q.shape.str());
@@ -63,16 +65,18 @@ void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& 
         require_numel(args.sink_logit, n_heads, "importance_cache: sink_logit");
         require_dtype(args.sink_logit, wide_dtype(dtype), "importance_cache: sink_logit");
     }
-    cpu::importance_cache_attend(cache, args);
+    exec.device.is_cuda() ? cuda::importance_cache_attend(cache, args, exec.stream)
+                          : cpu::importance_cache_attend(cache, args);
 }
 
 void importance_cache_append(ImportanceCache& cache, const ImportanceCacheKeys& keys,
                              const Exec& exec) {
-    require_cpu(exec, "importance_cache_append");
+    require_same_device(cache.k.view.device, exec, "importance_cache_append: cache");
     require(keys.k.shape.rank == 3, "importance_cache: k", "(tokens, n_kv_heads, head_dim)",
             keys.k.shape.str());
     require_keys(cache, keys, keys.k.shape[0]);
-    cpu::importance_cache_append(cache, keys);
+    exec.device.is_cuda() ? cuda::importance_cache_append(cache, keys, exec.stream)
+                          : cpu::importance_cache_append(cache, keys);
 }
 
 }  // namespace stoa

@@ -9,6 +9,7 @@ namespace stoa {
 /// that a coming query may see. Of constant size, however long the sequence is. Per kv head
 /// `far_keys` rows of keys that have left the window, sinks and then the kept ones, oldest first,
 /// and behind room for sinks + keep of them the window, `window_keys` rows from `window_begin` on.
+/// The numbers are functions of the length, on the host; the tensors lie where the ops run.
 struct ImportanceCache {
     KeyRule rule;
     std::int64_t length = 0;  // tokens so far
@@ -17,14 +18,14 @@ struct ImportanceCache {
     Tensor gate;        // (n_kv_heads, rows) Wide
     Tensor importance;  // (n_kv_heads, rows) fp64: holds fp32 exactly
 };
-/// dtype: of k and v, fp32 | bf16 | fp16 | fp64     errors: ShapeError
+/// dtype: of k and v, fp32 | bf16 | fp16 | fp64     errors: ShapeError, MemoryError, DeviceError
 ImportanceCache make_importance_cache(const KeyRule& rule, std::int64_t n_kv_heads,
-                                      std::int64_t head_dim, DType dtype);
+                                      std::int64_t head_dim, DType dtype, Device device = {});
 std::int64_t importance_cache_bytes(const ImportanceCache& cache);
 
 /// Appends q_len tokens to the cache, and attends from each as importance_attention_forward does
-/// from the same tokens of the whole sequence: the same bits, token by token or in parts of any
-/// length. A part of more than one token takes working memory of its own length.
+/// from the same tokens of the whole sequence on the same device: the same bits, token by token or
+/// in parts of any length. A part of more than one token takes working memory of its own length.
 /// shapes: q, out (q_len, n_heads, head_dim); k, v (q_len, n_kv_heads, head_dim); gate, importance
 ///         (q_len, n_kv_heads), importance absent where keep = 0; sink_logit (n_heads); gate and
 ///         sink_logit absent or given, the same in every call

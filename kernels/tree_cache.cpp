@@ -1,30 +1,35 @@
 #include "kernels/tree_cache.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/device_memory.h"
 
 namespace stoa {
 
 std::int64_t tree_cache_bytes(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                              std::int64_t capacity, DType dtype) {
+                              std::int64_t capacity, DType dtype, Device device) {
+    if (device.is_cuda())
+        return cuda::tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype);
     return cpu::tree_cache_values(rule, head_dim, capacity, dtype) * n_kv_heads *
            size_of(wide_dtype(dtype));
 }
 
 TreeCache make_tree_cache(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                          std::int64_t capacity, DType dtype) {
+                          std::int64_t capacity, DType dtype, Device device) {
     require_tree_rule(rule);
     require(n_kv_heads >= 1 && head_dim >= 1, "tree_cache: heads", ">= 1 of >= 1 channels",
             std::to_string(n_kv_heads) + " of " + std::to_string(head_dim));
     require(capacity >= 1 && capacity < INT32_MAX, "tree_cache: capacity", "1 to 2^31 - 2 tokens",
             std::to_string(capacity));
-    TreeCache cache{rule, n_kv_heads, head_dim, capacity, 0, dtype, {}};
-    cache.memory = Buffer(tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype));
+    TreeCache cache{rule, n_kv_heads, head_dim, capacity, 0, dtype, device, {}};
+    cache.memory =
+        make_buffer(tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype, device), device);
     return cache;
 }
 
 void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTensorView& v,
                        const ConstTensorView& gate, const Exec& exec) {
-    require_cpu(exec, "tree_cache_append");
+    require_same_device(cache.device, exec, "tree_cache_append: cache");
     require(k.shape.rank == 3, "tree_cache_append: k", "(tokens, n_kv_heads, head_dim)",
             k.shape.str());
     const std::int64_t tokens = k.shape[0];
@@ -40,11 +45,12 @@ void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTe
             "room for them in the capacity",
             std::to_string(tokens) + " behind " + std::to_string(cache.len) + " of " +
                 std::to_string(cache.capacity));
-    cpu::tree_cache_append(cache, k, v, gate);
+    exec.device.is_cuda() ? cuda::tree_cache_append(cache, k, v, gate, exec.stream)
+                          : cpu::tree_cache_append(cache, k, v, gate);
 }
 
 void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, const Exec& exec) {
-    require_cpu(exec, "tree_cache_attend");
+    require_same_device(cache.device, exec, "tree_cache_attend: cache");
     require(args.scale > 0.0, "tree_cache_attend: scale", "> 0", std::to_string(args.scale));
     require(args.q.shape.rank == 3, "tree_cache_attend: q", "(tokens, n_heads, head_dim)",
             args.q.shape.str());
@@ -64,7 +70,8 @@ void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, 
             "tokens that the cache holds",
             std::to_string(args.begin) + "+" + std::to_string(tokens) + " of " +
                 std::to_string(cache.len));
-    cpu::tree_cache_attend(cache, args);
+    exec.device.is_cuda() ? cuda::tree_cache_attend(cache, args, exec.stream)
+                          : cpu::tree_cache_attend(cache, args);
 }
 
 }  // namespace stoa

@@ -7,21 +7,23 @@ namespace stoa {
 
 /// The keys, values and gates of one sequence, for all kv heads of a layer, and the tree over them:
 /// what decoding and chunked prefill keep. It gives a query the bits that tree_attention_forward
-/// gives it, however the tokens came. A token costs O(head_dim) to append, a query
-/// O(head_dim (window + leaf beam + fanout beam log len)) to answer.
+/// gives it on the same device, however the tokens came. A token costs O(head_dim) to append, a
+/// query O(head_dim (window + leaf beam + fanout beam log len)) to answer.
 struct TreeCache {
     TreeRule rule;
     std::int64_t n_kv_heads = 0, head_dim = 0, capacity = 0, len = 0;
-    DType dtype = DType::fp32;  // of q, k, v and out; what is kept is Wide
+    DType dtype = DType::fp32;  // of q, k, v and out
+    Device device{};            // of the memory; ops take it where their Exec is
     Buffer memory;
 };
 
-/// Some 2.4 Wide values per token, kv head and channel with leaves of 16.
+/// Some 2.4 Wide values per token, kv head and channel with leaves of 16. On a GPU keys and values
+/// stay in `dtype`: 2 of these and some 0.3 Wide ones.
 std::int64_t tree_cache_bytes(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                              std::int64_t capacity, DType dtype);
-/// errors: ShapeError, MemoryError
+                              std::int64_t capacity, DType dtype, Device device = {});
+/// errors: ShapeError, MemoryError, DeviceError
 TreeCache make_tree_cache(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                          std::int64_t capacity, DType dtype);
+                          std::int64_t capacity, DType dtype, Device device = {});
 
 /// Adds tokens behind those that are there.
 /// shapes: k, v (tokens, n_kv_heads, head_dim); gate (tokens, n_kv_heads) or absent

@@ -92,13 +92,6 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
 
 constexpr double kNcclDeadline_s = 120.0;  // many hosts take their time
 
-// Null on the CPU.
-std::unique_ptr<cuda::CudaStream> open_device(Device device) {
-    if (!device.is_cuda()) return nullptr;
-    cuda::use_device(device.index);
-    return std::make_unique<cuda::CudaStream>();
-}
-
 // Names a machine or link that is much slower than the others, as a warning, before training.
 // STOA_PREFLIGHT=off leaves it out, STOA_PREFLIGHT=FACTOR sets what counts as much (4).
 void pre_flight(const Communicator& world, Watch& watch) {

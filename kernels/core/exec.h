@@ -12,11 +12,14 @@ struct Exec {
     Stream stream{};
 };
 
-/// Until the CUDA ops exist, an op that is asked for a GPU says so instead of reading its memory.
-inline void require_cpu(const Exec& exec, const char* op) {
-    if (exec.device.is_cuda())
-        throw DeviceError(
-            {.what = std::string(op) + " has no CUDA kernel yet", .hint = "run on the CPU"});
+/// What an op keeps from call to call lies where it runs.
+inline void require_same_device(const Device& memory, const Exec& exec, const char* name) {
+    const auto text = [](const Device& d) {
+        return d.is_cuda() ? "GPU " + std::to_string(d.index) : std::string("the CPU");
+    };
+    if (memory != exec.device)
+        throw ShapeError(
+            {.what = name, .expected = "on " + text(exec.device), .actual = "on " + text(memory)});
 }
 
 }  // namespace stoa

@@ -2,7 +2,7 @@
 // heads, so that all of them read a key once; a warp meets 32 keys at a time: their scores a key a
 // lane, then their values a channel a lane. Two passes make the scores, for the largest one and for
 // the sums, as the CPU measures all from the largest. What a query does not see it does not touch.
-#include "kernels/cuda/importance_keys.h"
+#include "kernels/cuda/importance_row.h"
 #include "kernels/cuda/ops.h"
 
 namespace stoa::cuda {
@@ -30,50 +30,29 @@ struct Query {
         const std::int64_t first = t - in.n.rule.window + 1;
         return first > begin ? first : begin;
     }
-    /// fn(key of the lane, whether the query sees it, the list of these keys) for 32 at a time; the
-    /// list is null where they follow one another.
+    STOA_DEVICE const T* value(std::int64_t s) const {
+        return in.v + in.key_at(batch, s, head) * in.n.dim;
+    }
     template <class Fn>
     STOA_DEVICE void for_keys(const Fn& fn) const {
         const int lane = thread_index() % kWarp;
         for (std::int64_t i = 0; i < far_count; i += kWarp) {
             const std::int64_t s = i + lane < far_count ? far[i + lane] : t;
-            fn(s, i + lane < far_count && s + in.n.rule.window <= t && t < expiry[s], far + i);
+            fn(KeyItems{far + i, 0}, s, true,
+               i + lane < far_count && s + in.n.rule.window <= t && t < expiry[s]);
         }
         for (std::int64_t first = window_begin(); first <= t; first += kWarp) {
             const std::int64_t s = first + lane;
-            fn(s, s <= t && t < expiry[s], static_cast<const std::int32_t*>(nullptr));
+            fn(KeyItems{nullptr, first}, s, false, s <= t && t < expiry[s]);
         }
     }
 };
-
-/// The weights that a warp's lanes have of up to `Count` x 32 keys, for all of its lanes.
-template <class W, int Count>
-struct Weights {
-    Shared<W> room;  // (2, warps, Count * 32)
-    int set = 0;
-    STOA_DEVICE int at(int i) const {
-        return (set * (block_threads() / kWarp) + thread_index() / kWarp) * Count * kWarp + i;
-    }
-    STOA_DEVICE void begin() { set = 1 - set; }
-    STOA_DEVICE void write(int i, W weight) const { room.write(at(i), weight); }
-    STOA_DEVICE W read(int i) const { return room.read(at(i)); }
-};
-
-/// out and lse of a row from its sums.
-template <class T, class W>
-STOA_DEVICE void finish(T* out, W* lse, RowSum<W>& sum, W total, W base, W sink, std::int64_t first,
-                        std::int64_t dim) {
-    total += fused_exp(sink - base);
-    sum.times(W{1} / total);
-    sum.store(out, first, dim);
-    if (first == 0 && thread_index() % kWarp == 0) *lse = base + std::log(total);
-}
 
 template <class T, class W = Wide<T>>
 STOA_KERNEL void forward_kernel(T* out, W* lse, ImportanceInputs<T> in, FarView far) {
     SharedMemory memory;
     const ImportanceShape& n = in.n;
-    const int warps = block_threads() / kWarp, lane = thread_index() % kWarp;
+    const int warps = block_threads() / kWarp;
     Weights<W, 1> weights{memory.array<W>(2 * warps * kWarp)};
     const std::int64_t row = block_index() % n.q_len, pair = block_index() / n.q_len,
                        batch = pair / n.n_kv_heads, head = pair % n.n_kv_heads;
@@ -93,34 +72,9 @@ STOA_KERNEL void forward_kernel(T* out, W* lse, ImportanceInputs<T> in, FarView 
                                 in.key_begin[batch * n.len + t]};
         const W sink =
             in.sink_logit == nullptr ? -std::numeric_limits<W>::infinity() : in.sink_logit[h];
-        W max = sink;
-        query.for_keys([&](std::int64_t s, bool seen, const std::int32_t* list) {
-            const W z = seen ? query.score(s, list != nullptr) : max;
-            max = z > max ? z : max;
-        });
-        const W base = score_base(warp_largest(max));
-        for (std::int64_t first = 0; first < n.dim; first += kRowChannels) {
-            RowSum<W> sum;
-            W total = 0;
-            query.for_keys([&](std::int64_t s, bool seen, const std::int32_t* list) {
-                weights.begin();
-                weights.write(lane,
-                              seen ? fused_exp(query.score(s, list != nullptr) - base) : W{0});
-                const std::uint32_t all = warp_ballot(seen);
-                sync_block();
-                for (std::uint32_t left = all; left != 0; left &= left - 1) {
-                    const int i = lowest_bit(left);
-                    const std::int64_t key = list != nullptr ? list[i] : s - lane + i;
-                    const W weight = weights.read(i);
-                    total += weight;
-                    sum.add(weight, W{1}, in.v + in.key_at(batch, key, head) * n.dim, first, n.dim);
-                }
-            });
-            if (here)
-                finish(out + ((batch * n.q_len + row) * n.n_heads + h) * n.dim,
-                       lse + (batch * n.n_heads + h) * n.q_len + row, sum, total, base, sink, first,
-                       n.dim);
-        }
+        attend_row(out + ((batch * n.q_len + row) * n.n_heads + h) * n.dim,
+                   lse + (batch * n.n_heads + h) * n.q_len + row, query, weights, sink, n.dim,
+                   here);
     }
 }
 

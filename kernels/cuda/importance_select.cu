@@ -1,99 +1,12 @@
-// The prefix top-k as expiry times, and the lists of far keys that come of them. A warp follows a
-// document: its lanes share out the kept tokens, and what a lane has it alone reads and writes, so
-// that nothing waits for memory. Of 32 candidates at a time those that beat the worst of the kept
-// take its place, one after the other in their order: the CPU's choice to the last bit.
-#include <limits>
-
+// The prefix top-k as expiry times (importance_ranks.h), and the lists of far keys that come of
+// them.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/importance_keys.h"
+#include "kernels/cuda/importance_ranks.h"
 #include "kernels/cuda/ops.h"
 
 namespace stoa::cuda {
 namespace {
-
-/// A token's rank; unique, so that ties cannot depend on the order of work.
-template <class W>
-struct Ranked {
-    W importance;
-    std::int32_t token;
-};
-template <class W>
-STOA_DEVICE bool better(const Ranked<W>& a, const Ranked<W>& b) {
-    return a.importance > b.importance || (a.importance == b.importance && a.token < b.token);
-}
-
-/// The kept tokens of one warp; slot i is lane i % 32's.
-template <class W>
-struct Kept {
-    W* importance;
-    std::int32_t* token;
-    std::int64_t most, count = 0;
-    Ranked<W> worst{};  // of all lanes, and its slot
-    std::int64_t worst_slot = 0;
-
-    STOA_DEVICE void put(std::int64_t slot, const Ranked<W>& r) const {
-        if (slot % kWarp != thread_index() % kWarp) return;
-        importance[slot] = r.importance;
-        token[slot] = r.token;
-    }
-    STOA_DEVICE void find_worst() {
-        const int lane = thread_index() % kWarp;
-        Ranked<W> own{std::numeric_limits<W>::infinity(), -1};  // no token is better
-        std::int64_t slot = -1;
-        for (std::int64_t i = lane; i < count; i += kWarp) {
-            const Ranked<W> r{importance[i], token[i]};
-            if (slot < 0 || better(own, r)) own = r, slot = i;
-        }
-        for (int half = kWarp / 2; half > 0; half /= 2) {
-            const Ranked<W> other{shuffle_down(own.importance, half),
-                                  shuffle_down(own.token, half)};
-            const std::int64_t other_slot = shuffle_down(slot, half);
-            if (other_slot >= 0 && (slot < 0 || better(own, other))) own = other, slot = other_slot;
-        }
-        worst = {shuffle(own.importance, 0), shuffle(own.token, 0)};
-        worst_slot = shuffle(slot, 0);
-    }
-};
-
-/// Expiry times of tokens [begin, end), each written by lane token % 32 alone.
-template <class W>
-STOA_DEVICE void select_document(std::int32_t* expiry, const W* importance, std::int64_t stride,
-                                 std::int64_t begin, std::int64_t end, std::int64_t window,
-                                 std::int64_t sinks, Kept<W>& kept) {
-    const int lane = thread_index() % kWarp;
-    const std::int64_t first = begin / kWarp * kWarp;
-    for (std::int64_t s = first + lane; s < end; s += kWarp) {
-        if (s < begin) continue;
-        const bool stays = s - begin < sinks || s + window > end;
-        expiry[s] = static_cast<std::int32_t>(stays ? end : s + window);
-    }
-    kept.count = 0;
-    if (kept.most == 0) return;
-    for (std::int64_t chunk = first; chunk < end - window; chunk += kWarp) {
-        const std::int64_t s = chunk + lane;
-        const bool candidate = s >= begin + sinks && s < end - window;
-        Ranked<W> own{candidate ? importance[s * stride] : W{0}, static_cast<std::int32_t>(s)};
-        if (own.importance != own.importance) own.importance = -std::numeric_limits<W>::infinity();
-        const bool full = kept.count == kept.most;
-        std::uint32_t left = warp_ballot(candidate && (!full || better(own, kept.worst)));
-        for (; left != 0; left &= left - 1) {
-            const int from = lowest_bit(left);
-            const Ranked<W> r{shuffle(own.importance, from), shuffle(own.token, from)};
-            std::int64_t slot = kept.count;
-            if (kept.count == kept.most) {
-                if (!better(r, kept.worst)) continue;
-                if (kept.worst.token % kWarp == lane)
-                    expiry[kept.worst.token] = static_cast<std::int32_t>(r.token + window);
-                slot = kept.worst_slot;
-            } else {
-                ++kept.count;
-            }
-            kept.put(slot, r);
-            if (lane == from) expiry[r.token] = static_cast<std::int32_t>(end);
-            if (kept.count == kept.most) kept.find_worst();
-        }
-    }
-}
 
 /// A warp a segment of tokens of a kv head: the documents that begin in it.
 template <class W>
@@ -114,6 +27,7 @@ STOA_KERNEL void select_kernel(std::int32_t* expiry, const W* importance,
         for (std::uint32_t left = warp_ballot(t < to && begins[t] == t); left != 0;
              left &= left - 1) {
             const std::int64_t begin = chunk + lowest_bit(left);
+            kept.count = 0;
             select_document(expiry + row * len, importance + batch * len * heads + head, heads,
                             begin, document_end(begins, begin, len), window, sinks, kept);
         }

@@ -12,17 +12,23 @@ STOA_DEVICE W mean_of(std::int64_t count, W mass, const Weight& weight, const Va
     return sum / mass;
 }
 
+/// `count` places of a level from `first` on, of each pair.
+struct PlaceRange {
+    std::int64_t first, count;
+};
+
 /// A warp a leaf, a channel a lane.
 template <class T, class W = Wide<T>>
-STOA_KERNEL void leaf_kernel(TreeInputs<T> in) {
+STOA_KERNEL void leaf_kernel(TreeInputs<T> in, PlaceRange range) {
     const TreeShape& n = in.n;
-    const std::int64_t at = global_thread() / kWarp, places = n.places(0);
-    if (at >= n.pairs() * places) return;
-    const std::int64_t pair = at / places, batch = pair / n.n_kv_heads, head = pair % n.n_kv_heads;
-    const std::int64_t first = node_begin(in, batch, 0, at % places);
+    const std::int64_t at = global_thread() / kWarp;
+    if (at >= n.pairs() * range.count) return;
+    const std::int64_t pair = at / range.count, place = range.first + at % range.count,
+                       batch = pair / n.n_kv_heads, head = pair % n.n_kv_heads;
+    const std::int64_t first = node_begin(in, batch, 0, place);
     if (first < 0) return;
     const std::int64_t token = first - in.begin_of(batch, first);
-    const std::int64_t node = pair * n.per_pair + at % places;
+    const std::int64_t node = pair * n.per_pair + place;
     const auto sigma = [&](std::int64_t i) {
         return in.sigma_of(batch, first + i, token + i, head);
     };
@@ -53,12 +59,12 @@ STOA_KERNEL void leaf_kernel(TreeInputs<T> in) {
 
 /// A warp a node of a level whose children are there.
 template <class T, class W = Wide<T>>
-STOA_KERNEL void parent_kernel(TreeInputs<T> in, std::int64_t level) {
+STOA_KERNEL void parent_kernel(TreeInputs<T> in, std::int64_t level, PlaceRange range) {
     const TreeShape& n = in.n;
-    const std::int64_t at = global_thread() / kWarp, places = n.places(level);
-    if (at >= n.pairs() * places) return;
-    const std::int64_t pair = at / places, batch = pair / n.n_kv_heads;
-    const std::int64_t first = node_begin(in, batch, level, at % places);
+    const std::int64_t at = global_thread() / kWarp;
+    if (at >= n.pairs() * range.count) return;
+    const std::int64_t pair = at / range.count, batch = pair / n.n_kv_heads;
+    const std::int64_t first = node_begin(in, batch, level, range.first + at % range.count);
     if (first < 0) return;
     const std::int64_t begin = in.begin_of(batch, first), f = n.rule.fanout;
     const std::int64_t own = (first - begin) / n.span[level];  // of its document
@@ -89,24 +95,41 @@ STOA_KERNEL void parent_kernel(TreeInputs<T> in, std::int64_t level) {
     in.nodes.log_mass[node] = std::log(mass);
 }
 
+template <class T>
+void build_level(const TreeInputs<T>& in, std::int64_t level, const PlaceRange& range,
+                 Stream stream) {
+    const Launch over{.name = "tree_attention: nodes",
+                      .blocks = blocks_for(in.n.pairs() * range.count, kThreads / kWarp),
+                      .threads = kThreads,
+                      .stream = stream};
+    if (level == 0)
+        launch(over, leaf_kernel<T>, in, range);
+    else
+        launch(over, parent_kernel<T>, in, level, range);
+}
+
 }  // namespace
 
 template <class T>
 void build_tree(const TreeInputs<T>& in, Stream stream) {
-    for (std::int64_t l = 0; l < in.n.levels; ++l) {
-        const Launch over{.name = "tree_attention: nodes",
-                          .blocks = blocks_for(in.n.pairs() * in.n.places(l), kThreads / kWarp),
-                          .threads = kThreads,
-                          .stream = stream};
-        if (l == 0)
-            launch(over, leaf_kernel<T>, in);
-        else
-            launch(over, parent_kernel<T>, in, l);
-    }
+    for (std::int64_t l = 0; l < in.n.levels; ++l)
+        build_level(in, l, {0, in.n.places(l)}, stream);
 }
 template void build_tree(const TreeInputs<float>&, Stream);
 template void build_tree(const TreeInputs<double>&, Stream);
 template void build_tree(const TreeInputs<bf16>&, Stream);
 template void build_tree(const TreeInputs<fp16>&, Stream);
+
+template <class T>
+void complete_nodes(const TreeInputs<T>& in, std::int64_t from, std::int64_t to, Stream stream) {
+    for (std::int64_t l = 0; l < in.n.levels; ++l) {
+        const std::int64_t first = from / in.n.span[l];
+        build_level(in, l, {first, to / in.n.span[l] - first}, stream);
+    }
+}
+template void complete_nodes(const TreeInputs<float>&, std::int64_t, std::int64_t, Stream);
+template void complete_nodes(const TreeInputs<double>&, std::int64_t, std::int64_t, Stream);
+template void complete_nodes(const TreeInputs<bf16>&, std::int64_t, std::int64_t, Stream);
+template void complete_nodes(const TreeInputs<fp16>&, std::int64_t, std::int64_t, Stream);
 
 }  // namespace stoa::cuda

@@ -14,7 +14,8 @@ constexpr int kMaxTreeLevels = 32;
 struct TreeShape {
     std::int64_t batch, len, n_heads, n_kv_heads, dim, levels, slots;
     TreeRule rule;
-    std::int64_t per_pair = 0;  // places of all levels of one kv head
+    std::int64_t first_query = 0, q_len = 0;  // queries are rows [first_query, + q_len) of len
+    std::int64_t per_pair = 0;                // places of all levels of one kv head
     std::int64_t offset[kMaxTreeLevels] = {}, span[kMaxTreeLevels] = {};  // in places, in tokens
     STOA_HD std::int64_t group() const { return n_heads / n_kv_heads; }
     STOA_HD std::int64_t pairs() const { return batch * n_kv_heads; }
@@ -30,18 +31,29 @@ struct TreeShape {
         return far > 0 ? far : 0;
     }
 };
-template <class Args>
-TreeShape tree_shape(const Args& a) {
-    TreeShape n{a.q.shape[0],       a.q.shape[1], a.q.shape[2],
-                a.k.shape[2],       a.q.shape[3], tree_levels(a.rule, a.q.shape[1]),
-                tree_slots(a.rule), a.rule};
-    std::int64_t span = a.rule.leaf;
-    for (std::int64_t l = 0; l < n.levels; ++l, span *= a.rule.fanout) {
+inline TreeShape tree_shape(const TreeRule& rule, std::int64_t batch, std::int64_t len,
+                            std::int64_t n_heads, std::int64_t n_kv_heads, std::int64_t dim) {
+    TreeShape n{batch,
+                len,
+                n_heads,
+                n_kv_heads,
+                dim,
+                tree_levels(rule, len),
+                tree_slots(rule),
+                rule,
+                /*first_query=*/0,
+                /*q_len=*/len};
+    std::int64_t span = rule.leaf;
+    for (std::int64_t l = 0; l < n.levels; ++l, span *= rule.fanout) {
         n.span[l] = span;
         n.offset[l] = n.per_pair;
         n.per_pair += n.places(l);
     }
     return n;
+}
+template <class Args>
+TreeShape tree_shape(const Args& a) {
+    return tree_shape(a.rule, a.q.shape[0], a.q.shape[1], a.q.shape[2], a.k.shape[2], a.q.shape[3]);
 }
 
 template <class W>
@@ -58,7 +70,8 @@ struct TreeNodes {
     }
 };
 
-/// The tensors that all passes read. gate, sink_logit may be null.
+/// The tensors that all passes read. gate, sink_logit may be null, and so may key_begin: one
+/// document.
 template <class T, class W = Wide<T>>
 struct TreeInputs {
     TreeShape n;
@@ -69,13 +82,13 @@ struct TreeInputs {
     TreeNodes<W> nodes;
 
     STOA_DEVICE std::int64_t begin_of(std::int64_t batch, std::int64_t s) const {
-        return key_begin[batch * n.len + s];
+        return key_begin == nullptr ? 0 : key_begin[batch * n.len + s];
     }
     STOA_DEVICE std::int64_t key_at(std::int64_t batch, std::int64_t s, std::int64_t head) const {
         return (batch * n.len + s) * n.n_kv_heads + head;
     }
     STOA_DEVICE std::int64_t query_at(std::int64_t batch, std::int64_t t, std::int64_t h) const {
-        return (batch * n.len + t) * n.n_heads + h;
+        return (batch * n.q_len + t - n.first_query) * n.n_heads + h;
     }
     /// Of row s, token `token` of its document: a sink has no gate.
     STOA_DEVICE bool gated(std::int64_t token) const {
@@ -105,6 +118,14 @@ TreeInputs<T> tree_inputs(const Args& a, const TreeShape& n, const TreeNodes<W>&
 /// Fills the nodes of all documents, level by level.
 template <class T>
 void build_tree(const TreeInputs<T>& in, Stream stream);
+/// Those that tokens [from, to) complete, of one document with those before them.
+template <class T>
+void complete_nodes(const TreeInputs<T>& in, std::int64_t from, std::int64_t to, Stream stream);
+
+/// Selection, out and lse of the queries; lse may be null. The nodes are there.
+/// errors: ShapeError where a level's candidates do not fit a block's memory
+template <class T, class W = Wide<T>>
+void attend_tree(T* out, W* lse, std::int32_t* selection, const TreeInputs<T>& in, Stream stream);
 
 /// The document of place `place` of a level of a row, if a whole node lies there: its first token's
 /// row, else -1.
@@ -157,7 +178,8 @@ struct TreeQuery {
           begin(inputs.begin_of(batch, row_)),
           t(row_ - begin),
           far(inputs.n.far_leaves(t)),
-          selection(all + (pair_ * inputs.n.len + row_) * inputs.n.levels * inputs.n.slots),
+          selection(all + (pair_ * inputs.n.q_len + row_ - inputs.n.first_query) * inputs.n.levels *
+                              inputs.n.slots),
           top(top_level(inputs.n, far)),
           leaves(expanded(0)),
           leaf_lanes(lanes_of_leaf(inputs.n.rule.leaf)),

@@ -95,5 +95,15 @@ void swiglu_quantize(const SwigluQuantizeArgs&, Stream) { refuse(); }
 void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs&, Stream) { refuse(); }
 void rms_norm_quantize(const RmsNormQuantizeArgs&, Stream) { refuse(); }
 void random_normal(const RandomNormalArgs&, Stream) { refuse(); }
+void importance_cache_attend(ImportanceCache&, const ImportanceCacheArgs&, Stream) { refuse(); }
+void importance_cache_append(ImportanceCache&, const ImportanceCacheKeys&, Stream) { refuse(); }
+std::int64_t tree_cache_bytes(const TreeRule&, std::int64_t, std::int64_t, std::int64_t, DType) {
+    refuse();
+}
+void tree_cache_append(TreeCache&, const ConstTensorView&, const ConstTensorView&,
+                       const ConstTensorView&, Stream) {
+    refuse();
+}
+void tree_cache_attend(const TreeCache&, const TreeCacheAttendArgs&, Stream) { refuse(); }
 
 }  // namespace stoa::cuda

@@ -11,6 +11,7 @@
 #include "kernels/embedding.h"
 #include "kernels/fused_quantize.h"
 #include "kernels/importance_attention.h"
+#include "kernels/importance_cache.h"
 #include "kernels/importance_distil.h"
 #include "kernels/importance_gate.h"
 #include "kernels/matmul.h"
@@ -20,6 +21,7 @@
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
 #include "kernels/tree_attention.h"
+#include "kernels/tree_cache.h"
 
 namespace stoa::cuda {
 
@@ -62,5 +64,15 @@ void swiglu_quantize(const SwigluQuantizeArgs& args, Stream stream);
 void swiglu_quantize_backward(const SwigluQuantizeBackwardArgs& args, Stream stream);
 void rms_norm_quantize(const RmsNormQuantizeArgs& args, Stream stream);
 void random_normal(const RandomNormalArgs& args, Stream stream);
+// The caches of decoding. What they count is on the host: none waits for the stream.
+void importance_cache_attend(ImportanceCache& cache, const ImportanceCacheArgs& args,
+                             Stream stream);
+void importance_cache_append(ImportanceCache& cache, const ImportanceCacheKeys& keys,
+                             Stream stream);
+std::int64_t tree_cache_bytes(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
+                              std::int64_t capacity, DType dtype);
+void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTensorView& v,
+                       const ConstTensorView& gate, Stream stream);
+void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, Stream stream);
 
 }  // namespace stoa::cuda

@@ -106,8 +106,9 @@ STOA_KERNEL void descend_kernel(std::int32_t* selection, STOA_CONSTANT TreeInput
                                 int candidates) {
     SharedMemory memory;
     const TreeShape& n = in.n;
-    const std::int64_t row = block_index() % n.len, pair = block_index() / n.len,
-                       batch = pair / n.n_kv_heads, begin = in.begin_of(batch, row);
+    const std::int64_t row = n.first_query + block_index() % n.q_len,
+                       pair = block_index() / n.q_len, batch = pair / n.n_kv_heads,
+                       begin = in.begin_of(batch, row);
     Descent<T, W> d{in,
                     pair,
                     batch,
@@ -137,8 +138,8 @@ STOA_KERNEL void attend_kernel(T* out, W* lse, const std::int32_t* selection,
     SharedMemory memory;
     const TreeShape& n = in.n;
     const int warps = block_threads() / kWarp, lane = thread_index() % kWarp;
-    const TreeQuery<T> query(in, block_index() / n.len, block_index() % n.len, selection,
-                             memory.array<std::int32_t>(kMaxTreeLevels));
+    const TreeQuery<T> query(in, block_index() / n.q_len, n.first_query + block_index() % n.q_len,
+                             selection, memory.array<std::int32_t>(kMaxTreeLevels));
     ItemWeights<W> weights{memory.array<W>(2 * block_threads()),
                            memory.array<std::int32_t>(2 * block_threads())};
     for (std::int64_t g = thread_index() / kWarp; g < (n.group() + warps - 1) / warps * warps;
@@ -185,43 +186,53 @@ STOA_KERNEL void attend_kernel(T* out, W* lse, const std::int32_t* selection,
             sum.times(W{1} / total);
             if (!here) continue;
             sum.store(out + at * n.dim, first, n.dim);
-            if (first == 0 && lane == 0)
-                lse[(query.batch * n.n_heads + h) * n.len + query.row] = max + std::log(total);
+            if (first == 0 && lane == 0 && lse != nullptr)
+                lse[(query.batch * n.n_heads + h) * n.q_len + query.row - n.first_query] =
+                    max + std::log(total);
         }
     }
 }
 
 }  // namespace
 
+template <class T, class W>
+void attend_tree(T* out, W* lse, std::int32_t* selection, const TreeInputs<T>& in, Stream stream) {
+    const TreeShape& n = in.n;
+    // Where all candidates are expanded none has a score.
+    const std::int64_t most =
+        n.places(0) > n.rule.beam ? std::min(n.places(0), (n.slots + 1) * n.rule.fanout) : 0;
+    const std::int64_t room =
+        2 * (n.slots + 4) * 4 + 2 * (most + 4) * static_cast<std::int64_t>(sizeof(W));
+    require(room <= 48 << 10, "tree_attention: beam", "candidates within 48 KiB on a GPU",
+            std::to_string(n.rule.beam) + " with fanout " + std::to_string(n.rule.fanout));
+    launch({.name = "tree_attention_forward: descent",
+            .blocks = n.pairs() * n.q_len,
+            .threads = kWarp,
+            .stream = stream,
+            .shared_bytes = static_cast<int>(room)},
+           descend_kernel<T>, selection, in, static_cast<int>(most));
+    const std::int64_t warps = std::min<std::int64_t>(n.group(), kHeadWarps);
+    launch({.name = "tree_attention_forward",
+            .blocks = n.pairs() * n.q_len,
+            .threads = static_cast<int>(warps) * kWarp,
+            .stream = stream,
+            .shared_bytes = static_cast<int>(kMaxTreeLevels * 4 + ItemWeights<W>::bytes(warps))},
+           attend_kernel<T>, out, lse, selection, in);
+}
+template void attend_tree(float*, float*, std::int32_t*, const TreeInputs<float>&, Stream);
+template void attend_tree(double*, double*, std::int32_t*, const TreeInputs<double>&, Stream);
+template void attend_tree(bf16*, float*, std::int32_t*, const TreeInputs<bf16>&, Stream);
+template void attend_tree(fp16*, float*, std::int32_t*, const TreeInputs<fp16>&, Stream);
+
 void tree_attention_forward(const TreeAttentionArgs& a, Stream stream) {
     dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
         using W = Wide<T>;
         const TreeShape n = tree_shape(a);
-        // Where all candidates are expanded none has a score.
-        const std::int64_t most =
-            n.places(0) > n.rule.beam ? std::min(n.places(0), (n.slots + 1) * n.rule.fanout) : 0;
-        const std::int64_t room =
-            2 * (n.slots + 4) * 4 + 2 * (most + 4) * static_cast<std::int64_t>(sizeof(W));
-        require(room <= 48 << 10, "tree_attention: beam", "candidates within 48 KiB on a GPU",
-                std::to_string(n.rule.beam) + " with fanout " + std::to_string(n.rule.fanout));
         const Scratch memory(stream, TreeNodes<W>::bytes(n));
         const TreeInputs<T> in = tree_inputs<T>(a, n, TreeNodes<W>::in(memory.as<W>(), n));
-        std::int32_t* const selection = a.selection.as<std::int32_t>().data();
         build_tree(in, stream);
-        launch({.name = "tree_attention_forward: descent",
-                .blocks = n.pairs() * n.len,
-                .threads = kWarp,
-                .stream = stream,
-                .shared_bytes = static_cast<int>(room)},
-               descend_kernel<T>, selection, in, static_cast<int>(most));
-        const std::int64_t warps = std::min<std::int64_t>(n.group(), kHeadWarps);
-        launch(
-            {.name = "tree_attention_forward",
-             .blocks = n.pairs() * n.len,
-             .threads = static_cast<int>(warps) * kWarp,
-             .stream = stream,
-             .shared_bytes = static_cast<int>(kMaxTreeLevels * 4 + ItemWeights<W>::bytes(warps))},
-            attend_kernel<T>, a.out.as<T>().data(), a.lse.as<W>().data(), selection, in);
+        attend_tree(a.out.as<T>().data(), a.lse.as<W>().data(),
+                    a.selection.as<std::int32_t>().data(), in, stream);
     });
 }
 

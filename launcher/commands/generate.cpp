@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <new>
 #include <sstream>
@@ -17,6 +18,7 @@
 #include "kernels/core/thread_pool.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/pick_device.h"
 #include "launcher/worker.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
@@ -30,21 +32,26 @@ namespace {
 
 namespace po = boost::program_options;
 
+constexpr double kNcclDeadline_s = 120.0;
+
 CommandLine generate_line() {
     CommandLine line{
         .usage =
-            "stoa generate RUN_DIR (--prompt TEXT | --prompt-file FILE | --family NAME [--n N])",
+            "stoa generate RUN_DIR (--prompt TEXT | --prompt-file FILE | --family NAME [--n N]) "
+            "[parallel.KEY=VALUE ...]",
         .examples =
             "stoa generate runs/tiny --prompt 'Once upon a time'\n"
             "stoa generate runs/tiny --prompt 'Problem: Compute 3 + 5 + 4.\\n'\n"
             "stoa generate runs/tiny --family chain_sum --n 10\n"
-            "mpirun -n 4 stoa generate runs/long --prompt-file book.txt",
+            "mpirun -n 4 stoa generate runs/long --prompt-file book.txt\n"
+            "stoa generate runs/tiny parallel.device=cpu --prompt 'Once upon a time'",
         .about =
             "Continues a prompt greedily with the newest checkpoint of a run, or solves held-out "
             "problems of a "
             "family and has the verifier judge each answer. \\n in --prompt is a line break. Under "
             "mpirun the ranks divide a prompt and the layers' caches, for one that is too long for "
-            "a machine; what is said does not depend on their number."};
+            "a machine; what is said does not depend on their number. Each rank computes where the "
+            "run's parallel.device says: by default on a GPU of its own, without one on the CPU."};
     line.options.add_options()("run", po::value<std::string>(), "run directory")(
         "prompt", po::value<std::string>(), "text to continue")(
         "prompt-file", po::value<std::string>(), "file whose text is continued")(
@@ -52,8 +59,10 @@ CommandLine generate_line() {
         "n", po::value<std::int64_t>()->default_value(5), "how many problems")(
         "difficulty", po::value<std::int64_t>()->default_value(1), "1..10")(
         "max-new-tokens", po::value<std::int64_t>()->default_value(64),
-        "limit of the continuation");
-    line.positional.add("run", 1);
+        "limit of the continuation")(
+        "set", po::value<std::vector<std::string>>()->multitoken(),
+        "the run's parallel.device or .threads, changed (may be given without --set)");
+    line.positional.add("run", 1).add("set", -1);
     return line;
 }
 
@@ -67,7 +76,22 @@ std::string unescape(const std::string& text) {
     return out;
 }
 
-void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o) {
+struct Trained {
+    RunConfig config;
+    std::unique_ptr<Tokenizer> tokenizer;
+    DevicePick pick;
+    std::unique_ptr<cuda::CudaStream> stream;
+    Exec exec;
+    TrainState state;
+};
+
+constexpr const char* kSmaller =
+    "shorten the prompt, lower --max-new-tokens, divide it among more ranks (mpirun -n R stoa "
+    "generate ...), or compute on the CPU: parallel.device=cpu";
+
+void solve_problems(Trained& t, const po::variables_map& o) {
+    TrainState& s = t.state;
+    const Tokenizer& tokenizer = *t.tokenizer;
     const ReasoningFamily& family = reasoning_family(o["family"].as<std::string>());
     std::int64_t verified = 0;
     const std::int64_t n = o["n"].as<std::int64_t>();
@@ -75,9 +99,17 @@ void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variabl
         const ReasoningSample sample = make_sample(family, o["difficulty"].as<std::int64_t>(),
                                                    s.config.run.seed, ReasoningSplit::holdout, i);
         const RenderedSample text = render(sample);
-        const auto ids = generate_greedy(s, {tokenizer.encode(text.prompt)},
-                                         o["max-new-tokens"].as<std::int64_t>(),
-                                         tokenizer.end_of_text(), Mesh{}, Exec{});
+        const std::vector<TokenId> prompt = tokenizer.encode(text.prompt);
+        const auto room = o["max-new-tokens"].as<std::int64_t>();
+        require_prompt_fits(s, prompt, room);
+        require_fits_gpu(
+            {.what = "the problem's caches",
+             .parts = "",
+             .bytes = decoding_bytes(s, 1, std::ssize(prompt) + room, std::ssize(prompt)),
+             .hint = kSmaller},
+            t.pick);
+        const auto ids =
+            generate_greedy(s, {prompt}, room, tokenizer.end_of_text(), Mesh{}, t.exec);
         const std::string solution = tokenizer.decode(ids[0]);
         std::string why = "no answer";
         const std::string answer = extract_answer(solution);
@@ -89,17 +121,38 @@ void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variabl
     fmt::print("{}/{} verified\n", verified, n);
 }
 
-struct Trained {
-    RunConfig config;
-    std::unique_ptr<Tokenizer> tokenizer;
-    TrainState state;
-};
+// Where each rank computes, as `stoa train` decides it.
+void open_devices(Trained& t, Mesh& mesh) {
+    t.pick = pick_device(t.config.parallel.device, mesh.world);
+    if (!t.pick.notice.empty() && mesh.world.rank() == 0) log_info("{}", t.pick.notice);
+    agree(mesh.world, "open the GPU", [&] { t.stream = open_device(t.pick.device); });
+    if (t.pick.all_own)
+        agree(mesh.world, "connect over NCCL",
+              [&] { mesh.dp.open_nccl(t.pick.device, /*fast_sums=*/true, kNcclDeadline_s); });
+    t.exec = {t.pick.device, t.stream ? t.stream->stream() : Stream{}};
+}
+
+// `together`: an error is every rank's, now.
+void check_memory(const Mesh& mesh, bool& together, const std::function<void()>& work) {
+    together = true;
+    agree(mesh.world, "check memory", work);
+    together = false;
+}
 
 /// The newest checkpoint of a run, whole on every rank, whatever mesh trained it.
-Trained load_trained(const std::string& run_dir, const Mesh& mesh) {
+Trained load_trained(const po::variables_map& o, Mesh& mesh, bool& together) {
+    const std::string run_dir = o["run"].as<std::string>();
     Trained t;
     agree(mesh.world, "load the run", [&] {
-        t.config = load_run_config(run_dir + "/resolved.yaml", {}).config;
+        std::vector<std::string> changed;
+        if (o.count("set") > 0) changed = o["set"].as<std::vector<std::string>>();
+        for (const std::string& c : changed)
+            if (!c.starts_with("parallel."))
+                throw ConfigError({.what = "only where a run computes can be changed here",
+                                   .expected = "parallel.device=... or parallel.threads=...",
+                                   .actual = c,
+                                   .hint = "the rest is as it was trained"});
+        t.config = load_run_config(run_dir + "/resolved.yaml", changed).config;
         t.config.parallel.dp = t.config.parallel.tp = 1;
         t.config.parallel.determinism = Determinism::fast;
         t.config.parallel.zero = 0;
@@ -107,16 +160,28 @@ Trained load_trained(const std::string& run_dir, const Mesh& mesh) {
         t.config = resolve_for_world(t.config, 1);
         t.tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(t.config.data.tokenizer));
         t.config = resolve_for_vocab(t.config, t.tokenizer->vocab_size());
-        t.state = make_inference_state(t.config, 0, 1, Exec{});
     });
+    open_devices(t, mesh);
+    check_memory(mesh, together, [&] {
+        MemoryPlan plan = plan_memory(t.config, 0, 1, 0, t.pick.device);
+        plan.activation_bytes = 0;
+        require_fits_gpu({.what = "the checkpoint's weights and optimizer state",
+                          .parts = "",
+                          .bytes = plan.total_bytes(),
+                          .hint = "compute on the CPU: parallel.device=cpu"},
+                         t.pick);
+    });
+    agree(mesh.world, "allocate memory",
+          [&] { t.state = make_inference_state(t.config, 0, 1, t.exec); });
     const std::string dir = find_checkpoint(run_dir, mesh);
     if (dir.empty())
         throw CheckpointError({.what = "no checkpoint in this run directory",
                                .where = run_dir,
                                .hint = "train first: stoa train CFG"});
-    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(t.state.model), mesh);
-    enter_stage(t.state, saved_stage(meta, t.config), Exec{});
-    refresh_work(t.state.model, Mesh{}, Exec{});
+    const CheckpointMeta meta = load_checkpoint(dir, checkpoint_shards(t.state.model), mesh,
+                                                LoadTensors::all, t.exec.stream);
+    enter_stage(t.state, saved_stage(meta, t.config), t.exec);
+    refresh_work(t.state.model, Mesh{}, t.exec);
     return t;
 }
 
@@ -135,7 +200,24 @@ std::string read_prompt(const po::variables_map& o) {
     return text.str();
 }
 
-void generate(const po::variables_map& o, const MpiSession& session) {
+// Before any rank takes it.
+void require_caches_fit(const Trained& t, std::int64_t prompt, std::int64_t room,
+                        const Mesh& mesh) {
+    if (!t.pick.device.is_cuda()) return;
+    const auto gib = [](std::int64_t b) { return static_cast<double>(b) / (1 << 30); };
+    const SharedPrefillBytes bytes =
+        shared_prefill_bytes(t.state, 1, prompt + room, prompt, mesh.dp_size(), mesh.dp_rank());
+    require_fits_gpu({.what = "the prompt's caches",
+                      .parts = fmt::format("{:.2f} caches, {:.2f} of a layer that passes, {:.2f} "
+                                           "of its tokens, {:.2f} to work in",
+                                           gib(bytes.own), gib(bytes.passing), gib(bytes.rows),
+                                           gib(bytes.workspace)),
+                      .bytes = bytes.total(),
+                      .hint = kSmaller},
+                     t.pick);
+}
+
+void generate(const po::variables_map& o, const MpiSession& session, bool& together) {
     set_log_rank(session.rank());
     Mesh mesh = make_mesh(session.size(), 1);
     agree(mesh.world, "check the command line", [&] {
@@ -149,10 +231,10 @@ void generate(const po::variables_map& o, const MpiSession& session) {
                                .actual = std::to_string(session.size()) + " ranks",
                                .hint = "run it without mpirun"});
     });
-    Trained t = load_trained(o["run"].as<std::string>(), mesh);
+    Trained t = load_trained(o, mesh, together);
     set_cpu_threads(threads_of(t.config, ranks_on_this_machine(mesh.world)));
     if (o.count("family") > 0) {
-        solve_problems(t.state, *t.tokenizer, o);
+        solve_problems(t, o);
     } else {
         const auto room = o["max-new-tokens"].as<std::int64_t>();
         std::string prompt;
@@ -165,8 +247,10 @@ void generate(const po::variables_map& o, const MpiSession& session) {
             tokens = t.tokenizer->encode(prompt);
             require_prompt_fits(t.state, tokens, room);
         });
+        check_memory(mesh, together,
+                     [&] { require_caches_fit(t, std::ssize(tokens), room, mesh); });
         const auto ids =
-            generate_shared(t.state, tokens, room, t.tokenizer->end_of_text(), mesh, Exec{});
+            generate_shared(t.state, tokens, room, t.tokenizer->end_of_text(), mesh, t.exec);
         if (session.rank() == 0) fmt::print("{}{}\n", prompt, t.tokenizer->decode(ids));
     }
     close_mesh(mesh);
@@ -191,12 +275,14 @@ int command_generate(const Args& args) {
     int argc = 0;
     char** argv = nullptr;
     MpiSession session(argc, argv);
+    bool together = false;
     try {
-        generate(o, session);
+        generate(o, session, together);
     } catch (const Error& e) {
         // A rank may be alone in lacking memory, with the others waiting for it. All else is
         // agreed: every rank is here with it, and the first one tells.
-        if (e.code() == ExitCode::memory) leave_alone(session, ExitCode::memory, e.what());
+        if (e.code() == ExitCode::memory && !together)
+            leave_alone(session, ExitCode::memory, e.what());
         session.close();
         if (session.rank() == 0) throw;
         return static_cast<int>(e.code());

@@ -294,6 +294,36 @@ TEST_CASE("each barrier of the sparse attentions is needed") {
                        78);
 }
 
+TEST_CASE("each barrier of the caches of decoding is needed") {
+    const Exec exec = available_execs().back();
+    constexpr std::int64_t kLen = 60, kRoom = 40;  // tokens, and those that tests append
+    const Tensor q = random_tensor({1, 4, 8}, DType::fp32, 1),
+                 k = random_tensor({kLen, 2, 8}, DType::fp32, 2),
+                 v = random_tensor({kLen, 2, 8}, DType::fp32, 3),
+                 gate = random_gates({kLen, 2}, DType::fp32, 4), out({1, 4, 8}, DType::fp32);
+    ImportanceCache keys = make_importance_cache({20, 2, 3}, 2, 8, DType::fp32, exec.device);
+    TreeCache tree =
+        make_tree_cache({16, 4, 2, 2, 1}, 2, 8, kLen + kRoom, DType::fp32, exec.device);
+    run_append(keys, {k, v, gate, gate}, exec);
+    run_append(tree, {k, v, gate}, exec);
+    const auto first = [](const Tensor& t) { return t.view.view().slice_rows(0, 1); };
+    needs_each_barrier({[&] {
+                            run_attend(keys,
+                                       {.out = out,
+                                        .q = q,
+                                        .k = first(k),
+                                        .v = first(v),
+                                        .gate = first(gate),
+                                        .importance = first(gate)},
+                                       exec);
+                        },
+                        [&] {
+                            run_append(tree, {first(k), first(v), first(gate)}, exec);
+                            run_attend(tree, {.out = out, .q = q, .begin = tree.len - 1}, exec);
+                        }},
+                       14);
+}
+
 TEST_CASE("codes are transposed, whatever their shape") {
     for (const Shape& s : {Shape{1, 1}, Shape{128, 128}, Shape{3, 130}, Shape{257, 31}}) {
         const Tensor x = random_tensor({s[0], s[1]}, DType::fp32, 1), codes(s, DType::e4m3);

@@ -1,9 +1,11 @@
-// Decoding from a cache of constant size: the bits of the whole sequence.
+// Decoding from a cache of constant size: the bits of the whole sequence, on the CPU and on a GPU
+// or with its kernels on the host.
 #include <limits>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/importance_cache.h"
 #include "tests/conformance/conformance.h"
+#include "tests/support/execs.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -32,17 +34,18 @@ Inputs make_inputs(const Case& s, DType dtype) {
     return in;
 }
 
-Tensor whole_forward(const Case& s, const Inputs& in, DType dtype) {
+Tensor whole_forward(const Case& s, const Inputs& in, DType dtype, const Exec& exec = {}) {
     const Tensor expiry({1, s.n_kv_heads, s.len}, DType::int32), key_begin({s.len}, DType::int32);
-    select_keys({.expiry = expiry,
-                 .importance = in.importance.view.reshaped({1, s.len, s.n_kv_heads}),
-                 .key_begin = key_begin,
-                 .rule = s.rule},
-                {});
+    run(select_keys,
+        {.expiry = expiry,
+         .importance = in.importance.view.reshaped({1, s.len, s.n_kv_heads}),
+         .key_begin = key_begin,
+         .rule = s.rule},
+        exec);
     const Shape q_shape{1, s.len, s.n_heads, s.dim}, kv_shape{1, s.len, s.n_kv_heads, s.dim};
     Tensor out(in.q.view.shape, dtype);
     const Tensor lse({1, s.n_heads, s.len}, wide_dtype(dtype));
-    importance_attention_forward(
+    run(importance_attention_forward,
         {.out = out.view.reshaped(q_shape),
          .lse = lse,
          .q = in.q.view.reshaped(q_shape),
@@ -54,14 +57,15 @@ Tensor whole_forward(const Case& s, const Inputs& in, DType dtype) {
          .sink_logit = in.sink_logit,
          .rule = s.rule,
          .scale = 0.25},
-        {});
+        exec);
     return out;
 }
 
 /// The sequence in parts of the lengths given, again and again.
 Tensor in_parts(const Case& s, const Inputs& in, DType dtype,
-                const std::vector<std::int64_t>& parts, std::int64_t* bytes = nullptr) {
-    ImportanceCache cache = make_importance_cache(s.rule, s.n_kv_heads, s.dim, dtype);
+                const std::vector<std::int64_t>& parts, std::int64_t* bytes = nullptr,
+                const Exec& exec = {}) {
+    ImportanceCache cache = make_importance_cache(s.rule, s.n_kv_heads, s.dim, dtype, exec.device);
     Tensor out(in.q.view.shape, dtype);
     std::size_t part = 0;
     for (std::int64_t t = 0; t < s.len; ++part) {
@@ -69,16 +73,16 @@ Tensor in_parts(const Case& s, const Inputs& in, DType dtype,
         const auto rows = [&](const TensorView& x) {
             return x.empty() ? TensorView{} : x.slice_rows(t, count);
         };
-        importance_cache_attend(cache,
-                                {.out = rows(out.view),
-                                 .q = rows(in.q.view),
-                                 .k = rows(in.k.view),
-                                 .v = rows(in.v.view),
-                                 .gate = rows(in.gate.view),
-                                 .importance = rows(in.importance.view),
-                                 .sink_logit = in.sink_logit,
-                                 .scale = 0.25},
-                                {});
+        run_attend(cache,
+                   {.out = rows(out.view),
+                    .q = rows(in.q.view),
+                    .k = rows(in.k.view),
+                    .v = rows(in.v.view),
+                    .gate = rows(in.gate.view),
+                    .importance = rows(in.importance.view),
+                    .sink_logit = in.sink_logit,
+                    .scale = 0.25},
+                   exec);
         t += count;
     }
     CHECK(cache.length == s.len);
@@ -90,6 +94,11 @@ const std::vector<Case> kCases = {{200, 2, 1, 16, {20, 4, 5}},       {130, 4, 2,
                                   {150, 1, 1, 64, {8, 0, 7}, false}, {90, 3, 3, 4, {5, 3, 100}},
                                   {70, 2, 1, 8, {300, 4, 8}},        {60, 2, 2, 8, {1, 2, 3}},
                                   {700, 2, 1, 64, {300, 4, 40}}};
+
+/// Kernels on the host are slow.
+const std::vector<Case> kDeviceCases = {
+    {90, 4, 2, 18, {16, 2, 5}}, {70, 1, 1, 8, {8, 0, 7}, false}, {60, 9, 1, 4, {5, 3, 100}},
+    {50, 2, 2, 8, {1, 2, 3}},   {40, 2, 1, 40, {300, 4, 8}},     {60, 2, 1, 300, {16, 0, 0}}};
 
 }  // namespace
 
@@ -106,15 +115,33 @@ TEST_CASE("decoding token by token or in parts has the bits of the whole sequenc
     }
 }
 
+TEST_CASE("decoding on a device has the bits of the whole sequence there") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    for (const Case& s : kDeviceCases) {
+        const Inputs in = make_inputs(s, dtype);
+        for (const Exec& exec : available_execs()) {
+            const auto whole = bytes_of(whole_forward(s, in, dtype, exec));
+            for (const auto& parts :
+                 std::vector<std::vector<std::int64_t>>{{1}, {1000}, {37, 1, 1, 2, 5}}) {
+                CAPTURE(dtype_name(dtype), s.len, s.rule.window, parts[0], exec.device.is_cuda());
+                CHECK(bytes_of(in_parts(s, in, dtype, parts, nullptr, exec)) == whole);
+            }
+        }
+    }
+}
+
 TEST_CASE("a cache that tokens were only appended to answers the next ones alike") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
-    for (const Case& s : kCases) {
+    const Exec exec = GENERATE(from_range(available_execs()));
+    if (exec.device.is_cuda() && dtype != DType::fp32) return;  // slow on the host
+    for (const Case& s : exec.device.is_cuda() ? kDeviceCases : kCases) {
         const Inputs in = make_inputs(s, dtype);
-        const auto whole = bytes_of(whole_forward(s, in, dtype));
+        const auto whole = bytes_of(whole_forward(s, in, dtype, exec));
         for (const auto& [parts, from] :
              std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>>{
                  {{1}, 3}, {{1000}, s.len / 2}, {{5, 1, 30}, s.len - 7}, {{64, 2}, s.len - 1}}) {
-            ImportanceCache cache = make_importance_cache(s.rule, s.n_kv_heads, s.dim, dtype);
+            ImportanceCache cache =
+                make_importance_cache(s.rule, s.n_kv_heads, s.dim, dtype, exec.device);
             Tensor out(in.q.view.shape, dtype);
             std::size_t part = 0;
             for (std::int64_t t = 0; t < s.len;) {
@@ -126,18 +153,18 @@ TEST_CASE("a cache that tokens were only appended to answers the next ones alike
                 const ImportanceCacheKeys keys{rows(in.k.view), rows(in.v.view), rows(in.gate.view),
                                                rows(in.importance.view)};
                 if (t < from)
-                    importance_cache_append(cache, keys, {});
+                    run_append(cache, keys, exec);
                 else
-                    importance_cache_attend(cache,
-                                            {.out = rows(out.view),
-                                             .q = rows(in.q.view),
-                                             .k = keys.k,
-                                             .v = keys.v,
-                                             .gate = keys.gate,
-                                             .importance = keys.importance,
-                                             .sink_logit = in.sink_logit,
-                                             .scale = 0.25},
-                                            {});
+                    run_attend(cache,
+                               {.out = rows(out.view),
+                                .q = rows(in.q.view),
+                                .k = keys.k,
+                                .v = keys.v,
+                                .gate = keys.gate,
+                                .importance = keys.importance,
+                                .sink_logit = in.sink_logit,
+                                .scale = 0.25},
+                               exec);
                 t += count;
             }
             CAPTURE(dtype_name(dtype), s.len, s.rule.window, s.rule.keep, parts[0], from);

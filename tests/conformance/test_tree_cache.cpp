@@ -1,4 +1,5 @@
-// Decoding and chunked prefill: whatever way the tokens come, a query gets the bits of the forward.
+// Decoding and chunked prefill: whatever way the tokens come, a query gets the bits of the forward,
+// on the CPU and on a GPU or with its kernels on the host.
 #include "kernels/core/thread_pool.h"
 #include "kernels/tree_cache.h"
 #include "tests/conformance/tree_reference.h"
@@ -18,29 +19,31 @@ ConstTensorView tokens_of(const Tensor& t, std::int64_t begin, std::int64_t coun
     return t.view.view().reshaped(rows).slice_rows(begin, count);
 }
 
-TreeCache make_cache(const Case& s, DType dtype, std::int64_t capacity) {
-    return make_tree_cache(s.rule, s.n_kv_heads, s.dim, capacity, dtype);
+TreeCache make_cache(const Case& s, const Inputs& in, std::int64_t capacity) {
+    return make_tree_cache(s.rule, s.n_kv_heads, s.dim, capacity, in.q.view.dtype, in.exec.device);
 }
 void append(TreeCache& cache, const Inputs& in, std::int64_t begin, std::int64_t count) {
-    tree_cache_append(cache, tokens_of(in.k, begin, count), tokens_of(in.v, begin, count),
-                      tokens_of(in.gate, begin, count), {});
+    run_append(cache,
+               {tokens_of(in.k, begin, count), tokens_of(in.v, begin, count),
+                tokens_of(in.gate, begin, count)},
+               in.exec);
 }
 void attend(const TreeCache& cache, const Inputs& in, const Tensor& out, std::int64_t begin,
             std::int64_t count) {
     const ConstTensorView rows = tokens_of(out, begin, count);
-    tree_cache_attend(cache,
-                      {.out = {const_cast<std::byte*>(rows.data), rows.dtype, rows.shape, {}},
-                       .q = tokens_of(in.q, begin, count),
-                       .sink_logit = in.sink_logit,
-                       .begin = begin,
-                       .scale = in.scale},
-                      {});
+    run_attend(cache,
+               {.out = {const_cast<std::byte*>(rows.data), rows.dtype, rows.shape, {}},
+                .q = tokens_of(in.q, begin, count),
+                .sink_logit = in.sink_logit,
+                .begin = begin,
+                .scale = in.scale},
+               in.exec);
 }
 
 /// Outputs of all tokens that come in steps of the given sizes, over and over.
 std::vector<std::byte> decode(const Case& s, const Inputs& in, std::int64_t capacity,
                               const std::vector<std::int64_t>& steps) {
-    TreeCache cache = make_cache(s, in.q.view.dtype, capacity);
+    TreeCache cache = make_cache(s, in, capacity);
     const Tensor out(in.q.view.shape, in.q.view.dtype);
     std::size_t i = 0;
     for (std::int64_t begin = 0; begin < s.len;) {
@@ -74,44 +77,68 @@ TEST_CASE("decoding gives the bits of the forward, token by token and in any chu
     check_same_bits([&] { return decode(s, in, s.len, {1, 2, 40}); });
 }
 
+TEST_CASE("decoding on a device gives the bits of its forward") {
+    const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
+    const Case s = GENERATE(Case{1, 130, 4, 2, 20, 1000, {16, 8, 3, 2, 4}},
+                            Case{1, 100, 1, 1, 5, 1000, {6, 3, 9, 2, 0}},
+                            Case{1, 90, 2, 2, 16, 1000, {4, 1, 2, 3, 1}},  // six levels
+                            Case{1, 60, 9, 1, 8, 1000, {8, 8, 2, 2, 1}},
+                            Case{1, 9, 2, 1, 8, 1000, {16, 4, 2, 2, 0}});
+    const bool gated = s.len != 100;
+    for (const Exec& exec : available_execs()) {
+        Inputs in = make_inputs(s, dtype, exec);
+        if (!gated) in.gate = Tensor(), in.sink_logit = Tensor();
+        const auto whole = bytes_of(run_forward(s, in).out);
+        CAPTURE(dtype_name(dtype), s.len, exec.device.is_cuda());
+        CHECK(decode(s, in, s.len + 60, {1}) == whole);
+        CHECK(decode(s, in, s.len, {s.len}) == whole);
+        CHECK(decode(s, in, s.len + 1, {17, 1, 4, 64}) == whole);
+    }
+}
+
 TEST_CASE("a cache answers earlier queries as if nothing had come since") {
     const DType dtype = GENERATE(DType::fp32, DType::bf16, DType::fp64);
     const bool gated = GENERATE(true, false);
     const Case s = GENERATE(Case{1, 260, 2, 1, 8, 1000, {16, 4, 3, 2, 1}},
                             Case{1, 230, 4, 2, 20, 1000, {16, 8, 3, 2, 4}},
                             Case{1, 150, 1, 1, 5, 1000, {6, 3, 9, 2, 0}});
-    Inputs in = make_inputs(s, dtype);
-    if (!gated) {
-        in.gate = Tensor();
-        in.sink_logit = Tensor();
-    }
-    const auto whole = bytes_of(run_forward(s, in).out);
-    for (const std::int64_t at_once : {1, 17, 100}) {
-        TreeCache cache = make_cache(s, dtype, s.len + 9);
-        append(cache, in, 0, s.len);
-        const Tensor out(in.q.view.shape, dtype);
-        for (std::int64_t end = s.len; end > 0; end -= std::min(end, at_once)) {
-            const std::int64_t begin = std::max<std::int64_t>(0, end - at_once);
-            attend(cache, in, out, begin, end - begin);
+    for (const Exec& exec : available_execs()) {
+        if (exec.device.is_cuda() && (dtype != DType::fp32 || gated)) continue;  // slow on the host
+        Inputs in = make_inputs(s, dtype, exec);
+        if (!gated) in.gate = Tensor(), in.sink_logit = Tensor();
+        const auto whole = bytes_of(run_forward(s, in).out);
+        for (const std::int64_t at_once : {1, 17, 100}) {
+            if (exec.device.is_cuda() && at_once == 17) continue;
+            TreeCache cache = make_cache(s, in, s.len + 9);
+            append(cache, in, 0, s.len);
+            const Tensor out(in.q.view.shape, dtype);
+            for (std::int64_t end = s.len; end > 0; end -= std::min(end, at_once)) {
+                const std::int64_t begin = std::max<std::int64_t>(0, end - at_once);
+                attend(cache, in, out, begin, end - begin);
+            }
+            CAPTURE(dtype_name(dtype), gated, s.len, at_once, exec.device.is_cuda());
+            CHECK(bytes_of(out) == whole);
         }
-        CAPTURE(dtype_name(dtype), gated, s.len, at_once);
-        CHECK(bytes_of(out) == whole);
     }
 }
 
 TEST_CASE("a tree cache refuses what does not fit") {
     const Case s{1, 40, 2, 1, 4, 100, {8, 4, 2, 2, 1}};
-    const Inputs in = make_inputs(s, DType::fp32);
+    const Exec exec = GENERATE(from_range(available_execs()));
+    const Inputs in = make_inputs(s, DType::fp32, exec);
     const Tensor out(in.q.view.shape, DType::fp32);
-    TreeCache cache = make_cache(s, DType::fp32, 30);
-    CHECK(cache.memory.bytes() == tree_cache_bytes(s.rule, 1, 4, 30, DType::fp32));
+    TreeCache cache = make_cache(s, in, 30);
+    CHECK(cache.memory.bytes() == tree_cache_bytes(s.rule, 1, 4, 30, DType::fp32, exec.device));
     append(cache, in, 0, 20);
     CHECK_THROWS_AS(append(cache, in, 20, 11), ShapeError);  // one too many
     CHECK(cache.len == 20);
     CHECK_THROWS_AS(attend(cache, in, out, 15, 6), ShapeError);  // not there yet
     CHECK_NOTHROW(attend(cache, in, out, 15, 5));
-    CHECK_THROWS_AS(make_cache(s, DType::fp32, 0), ShapeError);
+    CHECK_THROWS_AS(make_cache(s, in, 0), ShapeError);
     CHECK_THROWS_AS(make_tree_cache({8, 3, 2, 2, 1}, 1, 4, 30, DType::fp32), ShapeError);
-    const Inputs other = make_inputs(s, DType::bf16);
+    const Inputs other = make_inputs(s, DType::bf16, exec);
     CHECK_THROWS_AS(append(cache, other, 20, 1), ShapeError);
+    Inputs elsewhere = make_inputs(s, DType::fp32, exec);
+    elsewhere.exec.device = {DeviceKind::cuda, exec.device.is_cuda() ? 1 : 0};
+    if (available_execs().size() > 1) CHECK_THROWS_AS(append(cache, elsewhere, 20, 1), ShapeError);
 }

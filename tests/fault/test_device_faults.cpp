@@ -123,6 +123,73 @@ TEST_CASE("what a GPU does not multiply in 8 bits is in 16 from the start", "[fa
     CHECK(a100 == losses("16", "", "precision.ffn=bf16 precision.attention=bf16"));
 }
 
+namespace {
+
+Outcome generate(const std::string& binary, const std::string& gpus, int ranks,
+                 const std::string& name, const std::string& arguments) {
+    const std::string mpirun =
+        ranks == 1 ? "" : "mpirun -q -n " + std::to_string(ranks) + " --oversubscribe ";
+    return run_shell("STOA_HOST_GPUS='" + gpus + "' " + mpirun + binary + " generate " +
+                     project().path + "/runs/" + name + " " + arguments);
+}
+
+constexpr const char* kEvery =
+    "'model.attention={kind: dynamic, layers: DWTP, window: 8, leaf: 4, beam: 2, keep: 4}' "
+    "model.n_layers=4";
+constexpr const char* kPrompt =
+    "--max-new-tokens 12 --prompt 'The old sailor repairs the engine of the ship before'";
+
+}  // namespace
+
+TEST_CASE("a run of every attention evaluates on a GPU and generates there what the CPU generates",
+          "[fault]") {
+    const Outcome cpu = train(stoa_binary(), "", 1, "every_cpu", kEvery);
+    INFO(cpu.output);
+    REQUIRE(cpu.code == 0);
+    const Outcome gpu = train(gpu_binary(), kOneGpu, 1, "every", kEvery);
+    INFO(gpu.output);
+    REQUIRE(gpu.code == 0);
+    CHECK(evaluations("every") == evaluations("every_cpu"));
+
+    const Outcome text = generate(stoa_binary(), "", 1, "every", kPrompt);
+    CHECK(text.code == 0);
+    CHECK(text.output.size() > 60);
+    const auto check_text = [&](const Outcome& o) {
+        INFO(o.output);
+        CHECK(o.code == 0);
+        CHECK(o.output == text.output);
+    };
+    check_text(generate(gpu_binary(), kOneGpu, 1, "every", kPrompt));
+    check_text(generate(gpu_binary(), "NVIDIA H100/90/80,NVIDIA H100/90/80", 2, "every", kPrompt));
+    const std::string shared = std::string("'parallel.device=cuda shared' ") + kPrompt;
+    check_text(generate(gpu_binary(), kOneGpu, 2, "every", shared));
+    check_text(
+        generate(gpu_binary(), "", 1, "every", std::string("parallel.device=cpu ") + kPrompt));
+    const Outcome without = generate(gpu_binary(), "", 1, "every", kPrompt);
+    CHECK(without.output.find("computing on the CPU: this program runs") != std::string::npos);
+    CHECK(without.output.find(text.output) != std::string::npos);
+    const std::string problems = "--family chain_sum --n 2 --max-new-tokens 6";
+    CHECK(generate(gpu_binary(), kOneGpu, 1, "every", problems).output ==
+          generate(stoa_binary(), "", 1, "every", problems).output);
+
+    check_one_error(generate(gpu_binary(), "", 2, "every", "parallel.device=cuda --prompt a"), 5,
+                    {"there is no GPU", "rank 0 on"});
+    check_one_error(generate(gpu_binary(), kOneGpu, 2, "every", kPrompt), 5,
+                    {"more ranks than GPUs", "cuda shared"});
+    check_one_error(generate(gpu_binary(), "NVIDIA H100/90/0.25", 1, "every", kPrompt), 4,
+                    {"weights and optimizer state do not fit the GPU", "parallel.device=cpu"});
+    check_one_error(generate(gpu_binary(), kOneGpu, 1, "every", "model.d_ff=8 --prompt a"), 2,
+                    {"only where a run computes"});
+    // The smallest GPU that takes the weights has no room for the caches.
+    Outcome tight;
+    for (int i = 1; i < 40; ++i) {
+        const std::string gib = std::to_string(0.25 + 0.0001 * i);
+        tight = generate(gpu_binary(), "NVIDIA H100/90/" + gib, 1, "every", kPrompt);
+        if (tight.output.find("weights and optimizer state") == std::string::npos) break;
+    }
+    check_one_error(tight, 4, {"the prompt's caches do not fit the GPU", "--max-new-tokens"});
+}
+
 TEST_CASE("without a GPU the run is on the CPU and says so", "[fault]") {
     const Outcome o = train(gpu_binary(), "", 1, "none", "");
     INFO(o.output);

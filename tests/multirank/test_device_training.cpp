@@ -14,8 +14,9 @@
 #include "parallel/collectives.h"
 #include "tests/support/catch.h"
 #include "tests/support/programs.h"
+#include "tests/support/texts.h"
 #include "tests/support/tiny_run.h"
-#include "trainer/inference/decode.h"
+#include "trainer/inference/shared_prefill.h"
 #include "trainer/model/dp_traffic.h"
 
 using namespace stoa;
@@ -361,6 +362,74 @@ TEST_CASE("a device decodes what the CPU decodes", "[multirank]") {
     const auto expected = generate_greedy(cpu, prompts, 8, -1, mesh, Exec{});
     CHECK(generate_greedy(gpu, prompts, 8, -1, mesh, device()) == expected);
     CHECK(expected[1].size() == 8);
+    close_mesh(mesh);
+}
+
+namespace {
+
+TrainState attending_state(const std::string& layers, Recipe recipe, const Mesh& mesh,
+                           const Exec& exec) {
+    TinyOptions o = options_of(recipe);
+    o.seq_len = 128;
+    o.attention = wide_attention(layers);
+    o.micro_batch = 1;
+    o.global_batch = 4;
+    RunConfig c = tiny_config(o, mesh.dp_size(), mesh.tp_size());
+    c.model.init_std = 0.3;  // far from indifferent
+    return make_train_state(c, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
+}
+
+}  // namespace
+
+TEST_CASE(
+    "whatever layers attend, a device reads and goes on as the CPU does, waiting once a token",
+    "[multirank]") {
+    if (world_size() > 2) return;
+    const Recipe recipe = GENERATE(Recipe::fp32, Recipe::bf16);
+    const auto layers = GENERATE(as<std::string>(), "DW", "TP");
+    CAPTURE(recipe_name(recipe), layers);
+    const Mesh alone;
+    TrainState cpu = attending_state(layers, recipe, alone, Exec{}),
+               gpu = attending_state(layers, recipe, alone, device());
+    std::vector<std::vector<TokenId>> texts{random_text(1, 7), random_text(2, 60), {}};
+    Decoder on_cpu = make_decoder(cpu, 3, 100), there = make_decoder(gpu, 3, 100);
+    CHECK(kv_cache_bytes(there.cache) > 0);
+    for (int i = 0; i < 12; ++i) {
+        const std::vector<TokenId> next = feed(cpu, on_cpu, texts, alone, Exec{});
+        const std::int64_t waits = cuda::host::waits();
+        const std::vector<TokenId> got = feed(gpu, there, texts, alone, device());
+        if (i > 0 && i != 6) CHECK(cuda::host::waits() == waits + 1);
+        CAPTURE(i);
+        CHECK(got == next);
+        CHECK((read_back<std::byte>(there.hidden, device()) ==
+               read_back<std::byte>(on_cpu.hidden, Exec{})));
+        for (std::size_t b = 0; b < texts.size(); ++b)  // one by one, and once several at a time
+            texts[b] = i == 5 ? random_text(b, 5 + 3 * static_cast<std::int64_t>(b))
+                              : std::vector<TokenId>{next[b]};
+    }
+}
+
+TEST_CASE("what decoding takes of a device is what it says", "[multirank]") {
+    if (world_size() > 2) return;
+    const Mesh alone;
+    TrainState s = attending_state("DTPW", Recipe::fp32, alone, device());
+    const std::int64_t before = cuda::host::device_bytes();
+    const Decoder d = make_decoder(s, 2, 100);
+    const Workspace w = make_workspace(s, 2, 50);
+    const std::int64_t said = decoding_bytes(s, 2, 100, 50),
+                       took = cuda::host::device_bytes() - before;
+    CHECK(took >= said);
+    CHECK(took < said + said / 20 + 100 * 256);  // pieces begin at multiples of 256
+}
+
+TEST_CASE("ranks that share a prompt on devices continue it as on the CPU", "[multirank]") {
+    Mesh mesh = make_mesh(world_size(), 1);
+    TrainState cpu = attending_state("DTPW", Recipe::fp32, mesh, Exec{}),
+               gpu = attending_state("DTPW", Recipe::fp32, mesh, device());
+    const std::vector<TokenId> prompt = random_text(5, 37);
+    const auto expected = generate_shared(cpu, prompt, 12, -1, mesh, Exec{});
+    CHECK(expected.size() == 12);
+    CHECK(generate_shared(gpu, prompt, 12, -1, mesh, device()) == expected);
     close_mesh(mesh);
 }
 

@@ -91,6 +91,11 @@ inline auto tensors(TreeAttentionBackwardArgs& a) {
     return std::tie(a.d_q, a.d_k, a.d_v, a.d_gate, a.d_sink, a.d_out, a.out, a.lse, a.selection,
                     a.q, a.k, a.v, a.key_begin, a.gate, a.sink_logit);
 }
+inline auto tensors(ImportanceCacheArgs& a) {
+    return std::tie(a.out, a.q, a.k, a.v, a.gate, a.importance, a.sink_logit);
+}
+inline auto tensors(ImportanceCacheKeys& a) { return std::tie(a.k, a.v, a.gate, a.importance); }
+inline auto tensors(TreeCacheAttendArgs& a) { return std::tie(a.out, a.q, a.sink_logit); }
 inline auto tensors(RandomNormalArgs& a) { return std::tie(a.x); }
 inline auto tensors(AttentionArgs& a) {
     return std::tie(a.out, a.lse, a.q, a.k, a.v, a.key_begin, a.key_end);
@@ -122,6 +127,9 @@ struct SquaresArgs {
     ConstTensorView x;
     std::int64_t piece;
 };
+struct TreeTokens {
+    ConstTensorView k, v, gate;
+};
 struct RopeTableArgs {
     TensorView cos, sin;
     double theta;
@@ -131,6 +139,7 @@ inline auto tensors(CastArgs& a) { return std::tie(a.y, a.x); }
 inline auto tensors(ZeroArgs& a) { return std::tie(a.x); }
 inline auto tensors(FlagArgs& a) { return std::tie(a.flag, a.x); }
 inline auto tensors(SquaresArgs& a) { return std::tie(a.sum, a.x); }
+inline auto tensors(TreeTokens& a) { return std::tie(a.k, a.v, a.gate); }
 inline auto tensors(RopeTableArgs& a) { return std::tie(a.cos, a.sin); }
 inline void add_op(const AddArgs& a, const Exec& exec) { add(a.y, a.a, a.b, exec); }
 inline void cast_op(const CastArgs& a, const Exec& exec) { cast(a.y, a.x, exec); }
@@ -228,13 +237,37 @@ private:
 };
 
 /// op(args, exec) on tensors in host memory, wherever exec is.
-template <class Args>
-void run(void (*op)(const Args&, const Exec&), std::type_identity_t<Args> args, const Exec& exec) {
+template <class Args, class Op>
+void run_with(Args args, const Exec& exec, const Op& op) {
     if (!exec.device.is_cuda()) return op(args, exec);
     DeviceCopies copies(exec);
     std::apply([&](auto&... views) { (copies.move(views), ...); }, tensors(args));
     op(args, exec);
     copies.copy_back();
+}
+template <class Args>
+void run(void (*op)(const Args&, const Exec&), std::type_identity_t<Args> args, const Exec& exec) {
+    run_with(args, exec, op);
+}
+// The ops on caches, which stay where they are made.
+inline void run_append(ImportanceCache& cache, const ImportanceCacheKeys& keys, const Exec& exec) {
+    run_with(keys, exec, [&](const ImportanceCacheKeys& a, const Exec& e) {
+        importance_cache_append(cache, a, e);
+    });
+}
+inline void run_attend(ImportanceCache& cache, const ImportanceCacheArgs& args, const Exec& exec) {
+    run_with(args, exec, [&](const ImportanceCacheArgs& a, const Exec& e) {
+        importance_cache_attend(cache, a, e);
+    });
+}
+inline void run_append(TreeCache& cache, const TreeTokens& tokens, const Exec& exec) {
+    run_with(tokens, exec, [&](const TreeTokens& a, const Exec& e) {
+        tree_cache_append(cache, a.k, a.v, a.gate, e);
+    });
+}
+inline void run_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, const Exec& exec) {
+    run_with(args, exec,
+             [&](const TreeCacheAttendArgs& a, const Exec& e) { tree_cache_attend(cache, a, e); });
 }
 
 }  // namespace stoa::test

@@ -74,6 +74,7 @@ Decoder decoder_of(const TrainState& s, KvCache cache) {
     return {.cache = std::move(cache),
             .length = std::vector<std::int64_t>(static_cast<std::size_t>(batch)),
             .one_token = make_workspace(s, batch, 1),
+            .pick = make_pick_space(s, batch),
             .hidden = make_tensor({batch, s.dims.d_model}, s.dims.formats.residual, s.device)};
 }
 
@@ -101,6 +102,16 @@ Decoder make_shared_decoder(const TrainState& s, std::int64_t batch, std::int64_
     return decoder_of(s, make_kv_cache(s, batch, capacity, mesh.dp_size(), mesh.dp_rank()));
 }
 
+std::int64_t decoding_bytes(const TrainState& s, std::int64_t batch, std::int64_t capacity,
+                            std::int64_t longest) {
+    std::int64_t bytes = workspace_bytes(s, batch, 1) + pick_space_bytes(s, batch) +
+                         batch * s.dims.d_model * size_of(s.dims.formats.residual);
+    if (longest > 1) bytes += workspace_bytes(s, batch, std::min(longest, kPassTokens));
+    for (std::size_t l = 0; l < s.dims.attention.size(); ++l)
+        bytes += layer_cache_bytes(s, l, batch, capacity);
+    return bytes;
+}
+
 std::vector<TokenId> feed(TrainState& s, Decoder& d, const std::vector<std::vector<TokenId>>& texts,
                           const Mesh& mesh, const Exec& exec) {
     check_shared(d, texts, mesh);
@@ -123,7 +134,7 @@ std::vector<TokenId> feed(TrainState& s, Decoder& d, const std::vector<std::vect
         for (std::size_t b = 0; b < texts.size(); ++b)
             d.length[b] += part.rows[b];
     }
-    return pick_tokens(s, d.hidden, mesh.tp, exec);
+    return pick_tokens(s, d.hidden, d.pick, mesh.tp, exec);
 }
 
 void require_prompt_fits(const TrainState& s, const std::vector<TokenId>& prompt,

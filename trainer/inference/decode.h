@@ -13,6 +13,7 @@ struct Decoder {
     KvCache cache;
     std::vector<std::int64_t> length;  // of each, in tokens
     Workspace one_token;
+    PickSpace pick;
     Tensor hidden;  // (batch, d_model) residual stream: of the last token that was fed to each
 };
 Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity);
@@ -20,6 +21,11 @@ Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capac
 /// rank l % dp_size.     comm: none
 Decoder make_shared_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity,
                             const Mesh& mesh);
+
+/// Bytes on the device of a decoder, and of feed() with texts of up to `longest` tokens at once;
+/// beside the weights and the kernels' working memory.
+std::int64_t decoding_bytes(const TrainState& s, std::int64_t batch, std::int64_t capacity,
+                            std::int64_t longest);
 
 /// Appends texts[b] to text b, in parts of 2,048 tokens, and says the best next token of each (ties
 /// go to the smaller id); of a text to which nothing is appended it says nothing of use.

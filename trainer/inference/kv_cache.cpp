@@ -78,11 +78,12 @@ LayerCache make_layer_cache(const TrainState& s, std::size_t layer, std::int64_t
     }
     for (std::int64_t b = 0; b < batch && kind == LayerAttention::tree; ++b)
         cache.trees.push_back(make_tree_cache(tree_rule(d.attention_rule), d.n_kv_heads, d.head_dim,
-                                              capacity, d.formats.attention));
+                                              capacity, d.formats.attention, s.device));
     const bool window = kind == LayerAttention::window || kind == LayerAttention::importance;
     for (std::int64_t b = 0; b < batch && window; ++b)
-        cache.windows.push_back(make_importance_cache(
-            key_rule(d.attention_rule, kind), d.n_kv_heads, d.head_dim, d.formats.attention));
+        cache.windows.push_back(make_importance_cache(key_rule(d.attention_rule, kind),
+                                                      d.n_kv_heads, d.head_dim, d.formats.attention,
+                                                      s.device));
     return cache;
 }
 
@@ -105,8 +106,10 @@ std::int64_t layer_cache_bytes(const TrainState& s, std::size_t layer, std::int6
         return 2 * batch * capacity * d.kv_cols() * size_of(dtype);
     if (d.attention[layer] == LayerAttention::tree)
         return batch * tree_cache_bytes(tree_rule(d.attention_rule), d.n_kv_heads, d.head_dim,
-                                        capacity, dtype);
-    return batch * layer_cache_bytes(make_layer_cache(s, layer, 1, 1));
+                                        capacity, dtype, s.device);
+    return batch *
+           importance_cache_bytes(make_importance_cache(
+               key_rule(d.attention_rule, d.attention[layer]), d.n_kv_heads, d.head_dim, dtype));
 }
 
 KvCache make_kv_cache(const TrainState& s, std::int64_t batch, std::int64_t capacity, int ranks,
@@ -152,18 +155,17 @@ void cache_append(LayerCache& cache, const KeyRows& keys, const std::vector<std:
 }
 
 void cache_query(const LayerCache& cache, const BlockContext& c, const BlockWeights& w,
-                 const BlockSaved& s, const std::vector<std::int64_t>& rows) {
+                 const BlockSaved& s, const std::vector<std::int64_t>& rows,
+                 const std::vector<std::int64_t>& first) {
     if (!cache.k.view.empty()) return attend_forward(c, w, s, cache.k, cache.v, false);
     require(!cache.trees.empty(), "cache_query: layer", "dense or tree", "a window");
-    require_cpu(c.exec, "decoding with a tree of keys");
     const std::int64_t hd = c.dims.head_dim;
-    const auto positions = c.acts.positions.as<std::int32_t>();
     for_entries(c, s, rows, [&](std::size_t b, std::int64_t begin, std::int64_t count) {
         tree_cache_attend(cache.trees[b],
                           {.out = entry_rows(s.attn, begin, count, hd),
                            .q = entry_rows(ConstTensorView(s.q), begin, count, hd),
                            .sink_logit = w.sinks,
-                           .begin = positions[static_cast<std::size_t>(begin)],
+                           .begin = first[b],
                            .scale = attention_scale(c.dims)},
                           c.exec);
     });
@@ -175,8 +177,11 @@ void cache_attend(LayerCache& cache, const BlockContext& c, const BlockWeights& 
         return for_entries(c, s, rows, [&](std::size_t b, std::int64_t begin, std::int64_t count) {
             attend_window(cache.windows[b], c, w, s, begin, count);
         });
+    std::vector<std::int64_t> first = cache.length;
+    for (const TreeCache& t : cache.trees)
+        first.push_back(t.len);
     cache_append(cache, {s.k, s.v, s.importance, s.key_gate}, rows, c.exec);
-    cache_query(cache, c, w, s, rows);
+    cache_query(cache, c, w, s, rows, first);
 }
 
 }  // namespace stoa

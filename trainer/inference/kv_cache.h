@@ -1,7 +1,8 @@
 #pragma once
 // What decoding keeps of the tokens so far, layer by layer, as the layer attends: all keys and
-// values, those with the tree over them, or the window and the kept ones. A query gets the bits
-// that the training forward would give it, however the tokens came.
+// values, those with the tree over them, or the window and the kept ones. It lies on the state's
+// device. A query gets the bits that the training forward would give it there, however the tokens
+// came (dense layers on a GPU: cuda.md).
 #include <cstdint>
 #include <vector>
 
@@ -56,9 +57,11 @@ struct KeyRows {
 /// comm: none     errors: ShapeError past the capacity
 void cache_append(LayerCache& cache, const KeyRows& keys, const std::vector<std::int64_t>& rows,
                   const Exec& exec);
-/// s.attn from s.q of tokens that have been appended, and others perhaps since: from those at
-/// c.acts.positions. Not for windows, which have moved on.     comm: none     errors: ShapeError
+/// s.attn from s.q of tokens that have been appended, and others perhaps since: of entry b from
+/// first[b] on, which c.acts.key_end says on the device. Not for windows, which have moved on.
+/// comm: none     errors: ShapeError
 void cache_query(const LayerCache& cache, const BlockContext& c, const BlockWeights& w,
-                 const BlockSaved& s, const std::vector<std::int64_t>& rows);
+                 const BlockSaved& s, const std::vector<std::int64_t>& rows,
+                 const std::vector<std::int64_t>& first);
 
 }  // namespace stoa

@@ -89,30 +89,44 @@ void keep_last(TensorView hidden, ConstTensorView x, const Part& part, const Exe
     }
 }
 
-std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, const Communicator& tp,
-                                 const Exec& exec) {
-    const std::int64_t batch = hidden.view.rows();
+PickSpace make_pick_space(const TrainState& s, std::int64_t batch) {
     const auto& [residual, wide] = std::tie(s.dims.formats.residual, s.dims.formats.wide);
-    const Tensor normed = make_tensor({batch, s.dims.d_model}, residual, s.device),
-                 rstd = make_tensor({batch}, wide, s.device),
-                 on_device = make_tensor({batch, s.dims.vocab.local}, wide, s.device);
-    rms_norm_forward({.y = normed,
-                      .rstd = rstd,
+    const Shape logits{batch, s.dims.vocab.local};
+    PickSpace space{.normed = make_tensor({batch, s.dims.d_model}, residual, s.device),
+                    .rstd = make_tensor({batch}, wide, s.device),
+                    .logits = make_tensor(logits, wide, s.device),
+                    .on_host = {}};
+    space.on_host.buffer = make_copy_buffer(space.logits.view.bytes(), s.device);
+    space.on_host.view = {space.on_host.buffer.data(), wide, logits, {}};
+    return space;
+}
+
+std::int64_t pick_space_bytes(const TrainState& s, std::int64_t batch) {
+    const LocalDims& d = s.dims;
+    return batch * (d.d_model * size_of(d.formats.residual) +
+                    (1 + d.vocab.local) * size_of(d.formats.wide));
+}
+
+std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, const PickSpace& space,
+                                 const Communicator& tp, const Exec& exec) {
+    const std::int64_t batch = hidden.view.rows();
+    const DType wide = s.dims.formats.wide;
+    rms_norm_forward({.y = space.normed,
+                      .rstd = space.rstd,
                       .x = hidden,
                       .weight = s.model.work.final_norm,
                       .eps = s.config.model.norm_eps},
                      exec);
-    matmul({.c = on_device, .a = normed, .b = s.model.work.lm_head, .transpose_b = true}, exec);
-
-    const Tensor logits(on_device.view.shape, wide);
-    copy(logits, on_device, exec);
+    matmul({.c = space.logits, .a = space.normed, .b = s.model.work.lm_head, .transpose_b = true},
+           exec);
+    const TensorView logits = space.on_host;
+    copy(logits, space.logits, exec);
     Tensor best({batch}, DType::fp64), winner({batch}, DType::int32);
     std::vector<double> local_best(static_cast<std::size_t>(batch));
     std::vector<std::int32_t> local_id(static_cast<std::size_t>(batch));
     dispatch_dtype(wide, [&]<Element T>(T) {
         for (std::int64_t b = 0; b < batch; ++b) {
-            const auto row =
-                logits.view.row<T>(b).first(static_cast<std::size_t>(s.dims.vocab.count));
+            const auto row = logits.row<T>(b).first(static_cast<std::size_t>(s.dims.vocab.count));
             double top = -std::numeric_limits<double>::infinity();
             std::int64_t id = 0;
             for (std::size_t c = 0; c < row.size(); ++c)

@@ -46,9 +46,20 @@ void embed_part(const TrainState& s, const Workspace& w, TensorView x, const Mes
 /// last token, where that is in this part.
 void keep_last(TensorView hidden, ConstTensorView x, const Part& part, const Exec& exec);
 
-/// The best next token of each text from the hidden row of its last; ties go to the smaller id.
+/// Working memory of pick_tokens for `batch` texts: kept from token to token, so that none has to
+/// be asked for, and waited for, in between.
+struct PickSpace {
+    Tensor normed, rstd, logits;  // (batch, d_model), (batch), (batch, vocab_local)
+    Tensor on_host;               // the logits, pinned where the others are on a GPU
+};
+PickSpace make_pick_space(const TrainState& s, std::int64_t batch);
+/// On the device.
+std::int64_t pick_space_bytes(const TrainState& s, std::int64_t batch);
+
+/// The best next token of each text from the hidden row of its last; ties go to the smaller id. Of
+/// all that a token takes this alone waits for the device: once, for the logits.
 /// comm: all_reduce(tp, max) and all_reduce(tp, min) over (batch)
-std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, const Communicator& tp,
-                                 const Exec& exec);
+std::vector<TokenId> pick_tokens(const TrainState& s, const Tensor& hidden, const PickSpace& space,
+                                 const Communicator& tp, const Exec& exec);
 
 }  // namespace stoa

@@ -170,7 +170,7 @@ void prefill_layer(Prefill& p, std::int64_t layer) {
         if (has_state(kind))
             cache_attend(passing, context, w, saved, part.rows);
         else
-            cache_query(seen.needed ? passing : *own, context, w, saved, part.rows);
+            cache_query(seen.needed ? passing : *own, context, w, saved, part.rows, part.length);
         block_finish(context, w, saved, x, x);
         board_pulse();
     }
@@ -251,7 +251,7 @@ std::vector<TokenId> prefill_shared(TrainState& s, Decoder& d,
     share_last(p);            // dp
     for (std::size_t b = 0; b < texts.size(); ++b)
         d.length[b] = std::ssize(texts[b]);
-    return pick_tokens(s, d.hidden, mesh.tp, exec);  // tp
+    return pick_tokens(s, d.hidden, d.pick, mesh.tp, exec);  // tp
 }
 
 std::vector<TokenId> generate_shared(TrainState& s, const std::vector<TokenId>& prompt,
@@ -276,7 +276,8 @@ SharedPrefillBytes shared_prefill_bytes(const TrainState& s, std::int64_t batch,
     const Division division = divide(n, ranks);
     const std::int64_t hidden = batch * s.dims.d_model * size_of(s.dims.formats.residual);
     SharedPrefillBytes bytes{.workspace = workspace_bytes(s, batch, division.chunk) +
-                                          workspace_bytes(s, batch, 1) + hidden};
+                                          workspace_bytes(s, batch, 1) +
+                                          pick_space_bytes(s, batch) + hidden};
     Placer list;
     layout_rows(list, s.dims, batch, division);
     bytes.rows = list.bytes();

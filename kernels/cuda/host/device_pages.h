@@ -22,5 +22,7 @@ void give_back(std::byte* data);
 bool is_device_memory(const void* address);
 /// Bytes that are allocated.
 std::int64_t device_bytes();
+/// How often the host has waited for a stream so far.
+std::int64_t waits();
 
 }  // namespace stoa::cuda::host

@@ -23,6 +23,7 @@ double now_ms() {
     return t.count();
 }
 std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+std::atomic<std::int64_t> waited{0};
 
 struct Pinned {
     std::mutex mutex;
@@ -61,6 +62,8 @@ void fail_when_told() {
 }
 
 }  // namespace
+
+std::int64_t host::waits() { return waited; }
 
 bool runs_kernels() { return true; }
 int toolkit_version() { return 13000; }  // described, as the GPUs are
@@ -147,6 +150,7 @@ void fill_bytes(std::byte* to, int value, std::int64_t bytes, Stream stream) {
 }
 void use_device(int index) { current_gpu = index; }
 void synchronize(Stream stream) {
+    ++waited;
     host::finish(stream);
     fail_when_told();
 }

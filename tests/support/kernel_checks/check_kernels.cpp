@@ -10,6 +10,7 @@ std::vector<KernelCheck> check_kernels(const Exec& exec, bool large, bool librar
     check_training(c);
     check_attention(c);
     check_selected_keys(c);
+    check_caches(c);
     if (library) check_matmul(c);
     if (library) check_library_attention(c);
     return c.all;

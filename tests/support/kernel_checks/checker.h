@@ -85,6 +85,7 @@ void check_quantize(Checker& c);
 void check_training(Checker& c);
 void check_attention(Checker& c);
 void check_selected_keys(Checker& c);
+void check_caches(Checker& c);
 void check_matmul(Checker& c);
 void check_library_attention(Checker& c);
 
