@@ -1,24 +1,29 @@
 #include "kernels/tree_cache.h"
 
+#include <algorithm>
+
 #include "kernels/cpu/ops.h"
 
 namespace stoa {
 
 std::int64_t tree_cache_bytes(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                              std::int64_t capacity, DType dtype) {
-    return cpu::tree_cache_values(rule, head_dim, capacity, dtype) * n_kv_heads *
+                              std::int64_t capacity, DType dtype, std::int64_t together) {
+    return cpu::tree_cache_values(rule, head_dim, capacity, dtype, together) * n_kv_heads *
            size_of(wide_dtype(dtype));
 }
 
 TreeCache make_tree_cache(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                          std::int64_t capacity, DType dtype) {
+                          std::int64_t capacity, DType dtype, std::int64_t together) {
     require_tree_rule(rule);
     require(n_kv_heads >= 1 && head_dim >= 1, "tree_cache: heads", ">= 1 of >= 1 channels",
             std::to_string(n_kv_heads) + " of " + std::to_string(head_dim));
     require(capacity >= 1 && capacity < INT32_MAX, "tree_cache: capacity", "1 to 2^31 - 2 tokens",
             std::to_string(capacity));
-    TreeCache cache{rule, n_kv_heads, head_dim, capacity, 0, dtype, {}};
-    cache.memory = Buffer(tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype));
+    require(together >= 0, "tree_cache: together", ">= 0 tokens", std::to_string(together));
+    require(together == 0 || dtype != DType::fp64, "tree_cache: dtype of a coded one",
+            "fp32, bf16 or fp16", dtype_name(dtype));
+    TreeCache cache{rule, n_kv_heads, head_dim, capacity, 0, dtype, {}, together, 0};
+    cache.memory = Buffer(tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype, together));
     return cache;
 }
 
@@ -40,6 +45,9 @@ void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTe
             "room for them in the capacity",
             std::to_string(tokens) + " behind " + std::to_string(cache.len) + " of " +
                 std::to_string(cache.capacity));
+    require(cache.together == 0 || tokens <= cache.together, "tree_cache_append: tokens",
+            "as many at once as the cache is for",
+            std::to_string(tokens) + " for " + std::to_string(cache.together));
     cpu::tree_cache_append(cache, k, v, gate);
 }
 
@@ -64,6 +72,13 @@ void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, 
             "tokens that the cache holds",
             std::to_string(args.begin) + "+" + std::to_string(tokens) + " of " +
                 std::to_string(cache.len));
+    const TreeRule& rule = cache.rule;
+    const std::int64_t near =
+        std::max<std::int64_t>(0, args.begin / rule.leaf - rule.window / rule.leaf) * rule.leaf;
+    require(tokens == 0 || near >= cache.first, "tree_cache_attend: begin",
+            "a query whose local range is there",
+            "that of " + std::to_string(args.begin) + " begins at " + std::to_string(near) + ", " +
+                std::to_string(cache.first) + " is the first");
     cpu::tree_cache_attend(cache, args);
 }
 
