@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -38,6 +39,7 @@ CommandLine generate_line() {
             "stoa generate runs/tiny --prompt 'Once upon a time'\n"
             "stoa generate runs/tiny --prompt 'Problem: Compute 3 + 5 + 4.\\n'\n"
             "stoa generate runs/tiny --family chain_sum --n 10\n"
+            "stoa generate runs/long --prompt-file book.txt --cache fp8\n"
             "mpirun -n 4 stoa generate runs/long --prompt-file book.txt",
         .about =
             "Continues a prompt greedily with the newest checkpoint of a run, or solves held-out "
@@ -52,7 +54,9 @@ CommandLine generate_line() {
         "n", po::value<std::int64_t>()->default_value(5), "how many problems")(
         "difficulty", po::value<std::int64_t>()->default_value(1), "1..10")(
         "max-new-tokens", po::value<std::int64_t>()->default_value(64),
-        "limit of the continuation");
+        "limit of the continuation")(
+        "cache", po::value<std::string>()->default_value("wide"),
+        "wide, or fp8: tree layers keep what has left the window in 8 bits");
     line.positional.add("run", 1);
     return line;
 }
@@ -67,7 +71,35 @@ std::string unescape(const std::string& text) {
     return out;
 }
 
-void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o) {
+CacheForm cache_form(const po::variables_map& o, int ranks) {
+    const std::string name = o["cache"].as<std::string>();
+    if (name == "wide") return CacheForm::wide;
+    if (name != "fp8")
+        throw ConfigError({.what = "--cache is not known",
+                           .expected = "wide or fp8",
+                           .actual = name,
+                           .hint = "wide is the default"});
+    if (ranks > 1)
+        throw ConfigError({.what = "--cache fp8 is for one process",
+                           .actual = std::to_string(ranks) + " ranks",
+                           .hint = "run it without mpirun, or with --cache wide"});
+    return CacheForm::fp8;
+}
+
+/// errors: ConfigError where the form would change nothing
+void require_tree_layer(const TrainState& s, CacheForm form) {
+    if (form == CacheForm::wide) return;
+    if (std::ranges::find(s.dims.attention, LayerAttention::tree) == s.dims.attention.end())
+        throw ConfigError({.what = "--cache fp8 narrows nothing here",
+                           .expected = "a layer that selects its keys by a tree",
+                           .hint = "leave it away"});
+    if (s.dims.formats.attention == DType::fp64)
+        throw ConfigError(
+            {.what = "--cache fp8 is not for a run in fp64", .hint = "leave it away"});
+}
+
+void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variables_map& o,
+                    CacheForm form) {
     const ReasoningFamily& family = reasoning_family(o["family"].as<std::string>());
     std::int64_t verified = 0;
     const std::int64_t n = o["n"].as<std::int64_t>();
@@ -77,7 +109,7 @@ void solve_problems(TrainState& s, const Tokenizer& tokenizer, const po::variabl
         const RenderedSample text = render(sample);
         const auto ids = generate_greedy(s, {tokenizer.encode(text.prompt)},
                                          o["max-new-tokens"].as<std::int64_t>(),
-                                         tokenizer.end_of_text(), Mesh{}, Exec{});
+                                         tokenizer.end_of_text(), Mesh{}, Exec{}, form);
         const std::string solution = tokenizer.decode(ids[0]);
         std::string why = "no answer";
         const std::string answer = extract_answer(solution);
@@ -138,6 +170,7 @@ std::string read_prompt(const po::variables_map& o) {
 void generate(const po::variables_map& o, const MpiSession& session) {
     set_log_rank(session.rank());
     Mesh mesh = make_mesh(session.size(), 1);
+    CacheForm form = CacheForm::wide;
     agree(mesh.world, "check the command line", [&] {
         if (o["max-new-tokens"].as<std::int64_t>() < 0)
             throw ConfigError({.what = "--max-new-tokens is negative",
@@ -148,11 +181,13 @@ void generate(const po::variables_map& o, const MpiSession& session) {
             throw ConfigError({.what = "problems are solved by one process",
                                .actual = std::to_string(session.size()) + " ranks",
                                .hint = "run it without mpirun"});
+        form = cache_form(o, session.size());
     });
     Trained t = load_trained(o["run"].as<std::string>(), mesh);
+    agree(mesh.world, "check the cache", [&] { require_tree_layer(t.state, form); });
     set_cpu_threads(threads_of(t.config, ranks_on_this_machine(mesh.world)));
     if (o.count("family") > 0) {
-        solve_problems(t.state, *t.tokenizer, o);
+        solve_problems(t.state, *t.tokenizer, o, form);
     } else {
         const auto room = o["max-new-tokens"].as<std::int64_t>();
         std::string prompt;
@@ -165,8 +200,11 @@ void generate(const po::variables_map& o, const MpiSession& session) {
             tokens = t.tokenizer->encode(prompt);
             require_prompt_fits(t.state, tokens, room);
         });
+        const TokenId stop = t.tokenizer->end_of_text();
         const auto ids =
-            generate_shared(t.state, tokens, room, t.tokenizer->end_of_text(), mesh, Exec{});
+            form == CacheForm::fp8
+                ? generate_greedy(t.state, {tokens}, room, stop, Mesh{}, Exec{}, form)[0]
+                : generate_shared(t.state, tokens, room, stop, mesh, Exec{});
         if (session.rank() == 0) fmt::print("{}{}\n", prompt, t.tokenizer->decode(ids));
     }
     close_mesh(mesh);
