@@ -11,7 +11,11 @@ using namespace stoa;
 using namespace stoa::test;
 
 TEST_CASE("a recipe without 8-bit layers left trains in 16 bits") {
+#ifdef __SANITIZE_ADDRESS__  // slow: the recipe with most formats
+    const Recipe recipe = Recipe::r50;
+#else
     const Recipe recipe = GENERATE(Recipe::r30, Recipe::r45, Recipe::r50);
+#endif
     const Recompute recompute = GENERATE(Recompute::none, Recompute::full);
     RunConfig c = tiny_config({.recipe = recipe, .whole_blocks = true}, 1, 1);
     SECTION("all are edge blocks") { c.precision.edge_blocks = (c.model.n_layers + 1) / 2; }
