@@ -105,6 +105,7 @@ DevicePick pick_device(DeviceChoice choice, const std::vector<RankDevices>& rank
     }
     const auto me = static_cast<std::size_t>(rank);
     pick.device = {DeviceKind::cuda, static_cast<int>(index_of(ranks, me))};
+    pick.capability = gpu_of(ranks, me).capability;
     pick.all_own = sharer == ranks.size();
     pick.sharers = 0;
     for (std::size_t r = 0; r < ranks.size(); ++r)

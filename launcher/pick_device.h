@@ -20,6 +20,7 @@ struct RankDevices {
 
 struct DevicePick {
     Device device;         // of this rank
+    int capability = 0;    // of every rank's GPU, 90 for sm_90; 0: the CPU
     int sharers = 1;       // ranks on this GPU
     bool all_own = false;  // every rank has a GPU of its own
     std::string notice;    // for the log of rank 0

@@ -185,6 +185,13 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
             agree(mesh.world, "connect over NCCL",
                   [&] { group->open_nccl(pick.device, !is_elastic(config), kNcclDeadline_s); });
     const Exec exec{pick.device, stream ? stream->stream() : Stream{}};
+    const PolicyState policy = initial_policy(config, pick.capability);
+    set_levels(config, policy);
+    if (!config.precision.wide_layers.empty() && mesh.world.rank() == 0)
+        log_info(
+            "sm_{} multiplies no 8 bits: the {} feed-forward layers that precision.recipe has in "
+            "them are in 16, and attention in bf16",
+            pick.capability, config.precision.wide_layers.size());
     const MemoryPlan plan =
         plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank(), exec.device);
     if (options.print_memory_plan && mesh.world.rank() == 0) fmt::print("{}", describe_plan(plan));
@@ -201,6 +208,7 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
     TrainState state;
     agree(mesh.world, "allocate memory", [&] {
         state = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
+        state.policy = policy;
     });
     TrainRun run{.tokenizer = *tokenizer,
                  .loader = *loader,

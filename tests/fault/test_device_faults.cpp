@@ -102,6 +102,27 @@ TEST_CASE("a run on a GPU has the CPU's losses and answers, and so have ranks th
     CHECK(values("both", "metrics.jsonl", "loss") == values("two", "metrics.jsonl", "loss"));
 }
 
+TEST_CASE("what a GPU does not multiply in 8 bits is in 16 from the start", "[fault]") {
+    const std::string wide =
+        "precision.recipe=r30 model.d_model=128 model.d_ff=128 model.head_dim=64 "
+        "precision.edge_blocks=0 checkpoint.every=1000 ";
+    const auto losses = [&](const std::string& name, const std::string& gpu,
+                            const std::string& more) {
+        const Outcome o =
+            train(gpu.empty() ? stoa_binary() : gpu_binary(), gpu, 1, name, wide + more);
+        INFO(o.output);
+        REQUIRE(o.code == 0);
+        CHECK((o.output.find("multiplies no 8 bits") != std::string::npos) ==
+              (gpu.find("A100") != std::string::npos));
+        return values(name, "metrics.jsonl", "loss");
+    };
+    const auto cpu = losses("r30", "", "");
+    CHECK(losses("r30-h100", kOneGpu, "") == cpu);
+    const auto a100 = losses("r30-a100", "NVIDIA A100/80/40", "");
+    CHECK(a100 != cpu);
+    CHECK(a100 == losses("16", "", "precision.ffn=bf16 precision.attention=bf16"));
+}
+
 TEST_CASE("without a GPU the run is on the CPU and says so", "[fault]") {
     const Outcome o = train(gpu_binary(), "", 1, "none", "");
     INFO(o.output);

@@ -49,6 +49,7 @@ TEST_CASE("each rank gets a GPU of its own, host by host") {
         for (int r = 0; r < 4; ++r) {
             const DevicePick pick = pick_device(choice, ranks, r);
             CHECK(pick.device == Device{DeviceKind::cuda, r / 2});
+            CHECK(pick.capability == 90);
             CHECK(pick.sharers == 1);
             CHECK(pick.all_own);
             CHECK(pick.notice.empty());
@@ -65,8 +66,9 @@ TEST_CASE("without a GPU auto computes on the CPU and says why, cuda is refused"
     const DevicePick pick = pick_device(DeviceChoice::automatic, {kNone, kNone}, 1);
     CHECK(pick.device == Device{});
     check_says(pick.notice, {"on the CPU", "no driver"});
-    check_says(refusal_of_all(DeviceChoice::cuda, {kNone, kNone}),
-               {"there is no GPU", "rank 0 on laptop", "no driver", "nvidia-smi", "parallel.device=cpu"});
+    check_says(
+        refusal_of_all(DeviceChoice::cuda, {kNone, kNone}),
+        {"there is no GPU", "rank 0 on laptop", "no driver", "nvidia-smi", "parallel.device=cpu"});
 }
 
 TEST_CASE("a rank without a GPU among others is named") {
@@ -106,7 +108,8 @@ TEST_CASE("GPUs of several kinds: other memory is a notice, another architecture
 TEST_CASE("a plan that does not fit the GPU is refused with both numbers") {
     const RunConfig config = tiny_config({}, 1, 1);
     const MemoryPlan plan{.state_bytes = 30 * kGiB, .activation_bytes = 20 * kGiB};
-    const DevicePick alone{{DeviceKind::cuda, 3}, 1}, shared{{DeviceKind::cuda, 3}, 2};
+    const DevicePick alone{.device = {DeviceKind::cuda, 3}, .sharers = 1},
+        shared{.device = {DeviceKind::cuda, 3}, .sharers = 2};
     CHECK_NOTHROW(require_fits_gpu(config, plan, alone, h100("a"), 79 * kGiB));
     std::string text;
     try {
