@@ -1,5 +1,7 @@
 #include "kernels/tree_cache.h"
 
+#include <algorithm>
+
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/device_memory.h"
@@ -7,23 +9,30 @@
 namespace stoa {
 
 std::int64_t tree_cache_bytes(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                              std::int64_t capacity, DType dtype, Device device) {
+                              std::int64_t capacity, DType dtype, Device device,
+                              std::int64_t together) {
     if (device.is_cuda())
         return cuda::tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype);
-    return cpu::tree_cache_values(rule, head_dim, capacity, dtype) * n_kv_heads *
+    return cpu::tree_cache_values(rule, head_dim, capacity, dtype, together) * n_kv_heads *
            size_of(wide_dtype(dtype));
 }
 
 TreeCache make_tree_cache(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_t head_dim,
-                          std::int64_t capacity, DType dtype, Device device) {
+                          std::int64_t capacity, DType dtype, Device device,
+                          std::int64_t together) {
     require_tree_rule(rule);
     require(n_kv_heads >= 1 && head_dim >= 1, "tree_cache: heads", ">= 1 of >= 1 channels",
             std::to_string(n_kv_heads) + " of " + std::to_string(head_dim));
     require(capacity >= 1 && capacity < INT32_MAX, "tree_cache: capacity", "1 to 2^31 - 2 tokens",
             std::to_string(capacity));
-    TreeCache cache{rule, n_kv_heads, head_dim, capacity, 0, dtype, device, {}};
-    cache.memory =
-        make_buffer(tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype, device), device);
+    require(together >= 0, "tree_cache: together", ">= 0 tokens", std::to_string(together));
+    require(together == 0 || dtype != DType::fp64, "tree_cache: dtype of a coded one",
+            "fp32, bf16 or fp16", dtype_name(dtype));
+    require(together == 0 || !device.is_cuda(), "tree_cache: device of a coded one", "the CPU",
+            "a GPU");
+    TreeCache cache{rule, n_kv_heads, head_dim, capacity, 0, dtype, device, {}, together, 0};
+    cache.memory = make_buffer(
+        tree_cache_bytes(rule, n_kv_heads, head_dim, capacity, dtype, device, together), device);
     return cache;
 }
 
@@ -45,6 +54,9 @@ void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTe
             "room for them in the capacity",
             std::to_string(tokens) + " behind " + std::to_string(cache.len) + " of " +
                 std::to_string(cache.capacity));
+    require(cache.together == 0 || tokens <= cache.together, "tree_cache_append: tokens",
+            "as many at once as the cache is for",
+            std::to_string(tokens) + " for " + std::to_string(cache.together));
     exec.device.is_cuda() ? cuda::tree_cache_append(cache, k, v, gate, exec.stream)
                           : cpu::tree_cache_append(cache, k, v, gate);
 }
@@ -70,6 +82,13 @@ void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args, 
             "tokens that the cache holds",
             std::to_string(args.begin) + "+" + std::to_string(tokens) + " of " +
                 std::to_string(cache.len));
+    const TreeRule& rule = cache.rule;
+    const std::int64_t near =
+        std::max<std::int64_t>(0, args.begin / rule.leaf - rule.window / rule.leaf) * rule.leaf;
+    require(tokens == 0 || near >= cache.first, "tree_cache_attend: begin",
+            "a query whose local range is there",
+            "that of " + std::to_string(args.begin) + " begins at " + std::to_string(near) + ", " +
+                std::to_string(cache.first) + " is the first");
     exec.device.is_cuda() ? cuda::tree_cache_attend(cache, args, exec.stream)
                           : cpu::tree_cache_attend(cache, args);
 }

@@ -36,7 +36,7 @@ void importance_cache_append(ImportanceCache& cache, const ImportanceCacheKeys& 
 void tree_attention_forward(const TreeAttentionArgs& args);
 void tree_attention_backward(const TreeAttentionBackwardArgs& args);
 std::int64_t tree_cache_values(const TreeRule& rule, std::int64_t head_dim, std::int64_t capacity,
-                               DType dtype);
+                               DType dtype, std::int64_t together);
 void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTensorView& v,
                        const ConstTensorView& gate);
 void tree_cache_attend(const TreeCache& cache, const TreeCacheAttendArgs& args);

@@ -29,6 +29,7 @@ struct Work {
     W *node_z, *leaf_z;  // (count, group, max_nodes), (count, group, slots, leaf lanes)
     std::int64_t local_lanes;
     W* local_z;  // (kNearRows, local_lanes)
+    W* decoded;  // a leaf's packs or values, where they are coded
     SelectedLeaves leaves;
     std::int64_t leaf_lanes() const { return leaf_packs * kLanes; }
 };
@@ -37,6 +38,7 @@ struct CountsTag;
 struct NodeTag;
 struct LeafTag;
 struct LocalTag;
+struct DecodedTag;
 struct EntryTag;
 
 /// Packs that a leaf can touch.
@@ -68,6 +70,8 @@ Work<W> place_work(const KeyTree<W>& tree, const TreeQueries<W>& b) {
             scratch<LeafTag, W>(heads * slots * leaf_packs * kLanes),
             local_lanes,
             scratch<LocalTag, W>(kNearRows * local_lanes),
+            scratch<DecodedTag, W>(
+                tree.coded ? std::max(leaf_packs * kLanes * tree.dim, rule.leaf * tree.width) : 0),
             {b.selection, b.count, b.levels * slots, slots, 0,
              scratch<EntryTag, std::int32_t>(b.count * slots)}};
 }
@@ -98,11 +102,13 @@ void leaf_logits(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>&
                            first_pack = begin / kLanes, token = first_pack * kLanes,
                            lanes = round_up(end, kLanes) - token;
         const W* const gate = tree.gate + token;
+        if (tree.coded) decode_packs(w.decoded, tree, first_pack, lanes / kLanes);
+        const W* const keys = tree.coded ? w.decoded : tree.pack(first_pack);
         in_batches(w, b.group, first, last, [&](std::int64_t n, const std::int64_t* row, W** z) {
             const W* q[kBatch];
             for (std::int64_t i = 0; i < n; ++i)
                 q[i] = b.q + row[i] * tree.width;
-            w.kernels.tile_dots(z, q, n, tree.dim, tree.pack(first_pack), lanes / kLanes);
+            w.kernels.tile_dots(z, q, n, tree.dim, keys, lanes / kLanes);
             for (std::int64_t i = 0; i < n; ++i) {
                 W* const logit = z[i];
                 for (std::int64_t l = 0; l < lanes; ++l)
@@ -120,13 +126,15 @@ template <class W>
 void leaf_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>& w) {
     for_each_leaf(w.leaves, [&](std::int64_t leaf, std::int64_t first, std::int64_t last) {
         const std::int64_t begin = leaf * tree.rule.leaf;
+        if (tree.coded) decode_values(w.decoded, tree, begin, tree.rule.leaf);
+        const W* const values = tree.coded ? w.decoded : tree.value(begin);
         in_batches(w, b.group, first, last, [&](std::int64_t n, const std::int64_t* row, W** z) {
             W* out[kBatch];
             for (std::int64_t i = 0; i < n; ++i) {
                 out[i] = b.out + row[i] * tree.width;
                 z[i] += begin % kLanes;
             }
-            w.kernels.add_rows(out, z, n, tree.v + begin * tree.width, tree.rule.leaf, tree.width);
+            w.kernels.add_rows(out, z, n, values, tree.rule.leaf, tree.width);
         });
     });
 }
@@ -197,12 +205,12 @@ void near_values(const KeyTree<W>& tree, const TreeQueries<W>& b, const Work<W>&
         inverse[i] = softmax_row(b, w, row + i, z[i], lanes);
     }
     // The first query's range together, then what each sees beyond it, then its summaries.
-    w.kernels.add_rows(out, weights, n, tree.v + first * tree.width, shared, tree.width);
+    w.kernels.add_rows(out, weights, n, tree.value(first), shared, tree.width);
     for (std::int64_t i = 0; i < n; ++i) {
         const std::int64_t r = (row + i) / b.group;
         const W* node = w.node_z + (row + i) * w.max_nodes;
         std::int64_t n_runs = 0;
-        runs[n_runs++] = {tree.v + (t + 1) * tree.width, weights[i] + shared, b.begin + r - t};
+        runs[n_runs++] = {tree.value(t + 1), weights[i] + shared, b.begin + r - t};
         for (std::int64_t j = 0; j < w.n_blocks[r]; ++j) {
             const SiblingBlock& block = w.blocks[r * w.max_blocks + j];
             const TreeLevel<W>& level = tree.levels[static_cast<std::size_t>(block.level)];

@@ -8,12 +8,22 @@
 namespace stoa::cpu {
 namespace {
 
+/// A tree without memory. Coded, it has room for the local range of a query and for what is
+/// appended with it.
+template <class W>
+KeyTree<W> plan_tree(const TreeRule& rule, std::int64_t head_dim, std::int64_t capacity,
+                     std::int64_t together) {
+    return make_tree<W>(rule, head_dim, capacity,
+                        together == 0 ? 0 : rule.window + rule.leaf + kLanes + together);
+}
+
 /// The tree of one kv head, with the nodes that its tokens complete.
 template <class W>
 KeyTree<W> tree_of(const TreeCache& cache, std::int64_t kv_head) {
-    KeyTree<W> tree = make_tree<W>(cache.rule, cache.head_dim, cache.capacity);
+    KeyTree<W> tree = plan_tree<W>(cache.rule, cache.head_dim, cache.capacity, cache.together);
     const std::int64_t values = place_tree<W>(tree, nullptr);
     place_tree(tree, reinterpret_cast<W*>(cache.memory.data()) + kv_head * values);
+    tree.first = cache.first;
     tree.len = cache.len;
     std::int64_t nodes = cache.len / cache.rule.leaf;
     for (std::int64_t l = 0; l < tree.n_levels; ++l, nodes /= cache.rule.fanout)
@@ -21,10 +31,30 @@ KeyTree<W> tree_of(const TreeCache& cache, std::int64_t kv_head) {
     return tree;
 }
 
+/// Of the tokens before `first` the codes are left.
+template <class W>
+void forget_before(KeyTree<W>& t, std::int64_t first) {
+    const std::int64_t gone = first - t.first, left = t.len - first;
+    std::copy_n(t.k + gone * t.dim, round_up(left, kLanes) * t.dim, t.k);
+    std::copy_n(t.v + gone * t.width, left * t.width, t.v);
+    std::copy_n(t.sigma + gone, left, t.sigma);
+    t.first = first;
+}
+
+/// Where the wide tokens begin once `tokens` more are there: where they do now, or, for want of
+/// room, at the local range of the next query.
+std::int64_t first_wide(const TreeCache& cache, std::int64_t tokens) {
+    const KeyTree<float> plan =
+        plan_tree<float>(cache.rule, cache.head_dim, cache.capacity, cache.together);
+    if (!plan.coded || cache.len + tokens - cache.first <= plan.wide_tokens) return cache.first;
+    return far_leaves(cache.rule, cache.len) * cache.rule.leaf / kLanes * kLanes;
+}
+
 template <class T, class W = Wide<T>>
-void append_head(const TreeCache& cache, std::int64_t kv_head, const ConstTensorView& k,
-                 const ConstTensorView& v, const ConstTensorView& gate) {
+void append_head(const TreeCache& cache, std::int64_t kv_head, std::int64_t first,
+                 const ConstTensorView& k, const ConstTensorView& v, const ConstTensorView& gate) {
     KeyTree<W> tree = tree_of<W>(cache, kv_head);
+    if (first > tree.first) forget_before(tree, first);
     const std::int64_t tokens = k.shape[0], heads = cache.n_kv_heads;
     vectorised([&] {
         for (std::int64_t s = 0; s < tokens; ++s) {
@@ -81,24 +111,26 @@ void attend_piece(const TreeCache& cache, const TreeCacheAttendArgs& a, const Pi
 }  // namespace
 
 std::int64_t tree_cache_values(const TreeRule& rule, std::int64_t head_dim, std::int64_t capacity,
-                               DType dtype) {
+                               DType dtype, std::int64_t together) {
     if (wide_dtype(dtype) == DType::fp64) {
-        KeyTree<double> tree = make_tree<double>(rule, head_dim, capacity);
+        KeyTree<double> tree = plan_tree<double>(rule, head_dim, capacity, together);
         return place_tree<double>(tree, nullptr);
     }
-    KeyTree<float> tree = make_tree<float>(rule, head_dim, capacity);
+    KeyTree<float> tree = plan_tree<float>(rule, head_dim, capacity, together);
     return place_tree<float>(tree, nullptr);
 }
 
 void tree_cache_append(TreeCache& cache, const ConstTensorView& k, const ConstTensorView& v,
                        const ConstTensorView& gate) {
+    const std::int64_t first = first_wide(cache, k.shape[0]);
     dispatch_dtype(cache.dtype, [&]<Element T>(T) {
         parallel_for(cache.n_kv_heads, grain_for(k.shape[0] * cache.head_dim),
                      [&](std::int64_t h, std::int64_t last) {
                          for (; h < last; ++h)
-                             append_head<T>(cache, h, k, v, gate);
+                             append_head<T>(cache, h, first, k, v, gate);
                      });
     });
+    cache.first = first;
     cache.len += k.shape[0];
 }
 

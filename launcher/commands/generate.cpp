@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -43,6 +44,7 @@ CommandLine generate_line() {
             "stoa generate runs/tiny --prompt 'Once upon a time'\n"
             "stoa generate runs/tiny --prompt 'Problem: Compute 3 + 5 + 4.\\n'\n"
             "stoa generate runs/tiny --family chain_sum --n 10\n"
+            "stoa generate runs/long --prompt-file book.txt --cache fp8\n"
             "mpirun -n 4 stoa generate runs/long --prompt-file book.txt\n"
             "stoa generate runs/tiny parallel.device=cpu --prompt 'Once upon a time'",
         .about =
@@ -60,8 +62,10 @@ CommandLine generate_line() {
         "difficulty", po::value<std::int64_t>()->default_value(1), "1..10")(
         "max-new-tokens", po::value<std::int64_t>()->default_value(64),
         "limit of the continuation")(
+        "cache", po::value<std::string>()->default_value("wide"),
+        "wide, or fp8: tree layers keep what has left the window in 8 bits")(
         "set", po::value<std::vector<std::string>>()->multitoken(),
-        "the run's parallel.device or .threads, changed (may be given without --set)");
+        "the run's parallel.device, changed (may be given without --set)");
     line.positional.add("run", 1).add("set", -1);
     return line;
 }
@@ -89,7 +93,37 @@ constexpr const char* kSmaller =
     "shorten the prompt, lower --max-new-tokens, divide it among more ranks (mpirun -n R stoa "
     "generate ...), or compute on the CPU: parallel.device=cpu";
 
-void solve_problems(Trained& t, const po::variables_map& o) {
+CacheForm cache_form(const po::variables_map& o, int ranks) {
+    const std::string name = o["cache"].as<std::string>();
+    if (name == "wide") return CacheForm::wide;
+    if (name != "fp8")
+        throw ConfigError({.what = "--cache is not known",
+                           .expected = "wide or fp8",
+                           .actual = name,
+                           .hint = "wide is the default"});
+    if (ranks > 1)
+        throw ConfigError({.what = "--cache fp8 is for one process",
+                           .actual = std::to_string(ranks) + " ranks",
+                           .hint = "run it without mpirun, or with --cache wide"});
+    return CacheForm::fp8;
+}
+
+/// errors: ConfigError where the form would change nothing
+void require_narrows(const TrainState& s, CacheForm form) {
+    if (form == CacheForm::wide) return;
+    if (s.device.is_cuda())
+        throw ConfigError({.what = "--cache fp8 is for the CPU",
+                           .hint = "parallel.device=cpu, or leave it away"});
+    if (std::ranges::find(s.dims.attention, LayerAttention::tree) == s.dims.attention.end())
+        throw ConfigError({.what = "--cache fp8 narrows nothing here",
+                           .expected = "a layer that selects its keys by a tree",
+                           .hint = "leave it away"});
+    if (s.dims.formats.attention == DType::fp64)
+        throw ConfigError(
+            {.what = "--cache fp8 is not for a run in fp64", .hint = "leave it away"});
+}
+
+void solve_problems(Trained& t, const po::variables_map& o, CacheForm form) {
     TrainState& s = t.state;
     const Tokenizer& tokenizer = *t.tokenizer;
     const ReasoningFamily& family = reasoning_family(o["family"].as<std::string>());
@@ -109,7 +143,7 @@ void solve_problems(Trained& t, const po::variables_map& o) {
              .hint = kSmaller},
             t.pick);
         const auto ids =
-            generate_greedy(s, {prompt}, room, tokenizer.end_of_text(), Mesh{}, t.exec);
+            generate_greedy(s, {prompt}, room, tokenizer.end_of_text(), Mesh{}, t.exec, form);
         const std::string solution = tokenizer.decode(ids[0]);
         std::string why = "no answer";
         const std::string answer = extract_answer(solution);
@@ -220,6 +254,7 @@ void require_caches_fit(const Trained& t, std::int64_t prompt, std::int64_t room
 void generate(const po::variables_map& o, const MpiSession& session, bool& together) {
     set_log_rank(session.rank());
     Mesh mesh = make_mesh(session.size(), 1);
+    CacheForm form = CacheForm::wide;
     agree(mesh.world, "check the command line", [&] {
         if (o["max-new-tokens"].as<std::int64_t>() < 0)
             throw ConfigError({.what = "--max-new-tokens is negative",
@@ -230,11 +265,13 @@ void generate(const po::variables_map& o, const MpiSession& session, bool& toget
             throw ConfigError({.what = "problems are solved by one process",
                                .actual = std::to_string(session.size()) + " ranks",
                                .hint = "run it without mpirun"});
+        form = cache_form(o, session.size());
     });
     Trained t = load_trained(o, mesh, together);
+    agree(mesh.world, "check the cache", [&] { require_narrows(t.state, form); });
     set_cpu_threads(threads_of(t.config, ranks_on_this_machine(mesh.world)));
     if (o.count("family") > 0) {
-        solve_problems(t, o);
+        solve_problems(t, o, form);
     } else {
         const auto room = o["max-new-tokens"].as<std::int64_t>();
         std::string prompt;
@@ -249,8 +286,11 @@ void generate(const po::variables_map& o, const MpiSession& session, bool& toget
         });
         check_memory(mesh, together,
                      [&] { require_caches_fit(t, std::ssize(tokens), room, mesh); });
+        const TokenId stop = t.tokenizer->end_of_text();
         const auto ids =
-            generate_shared(t.state, tokens, room, t.tokenizer->end_of_text(), mesh, t.exec);
+            form == CacheForm::fp8
+                ? generate_greedy(t.state, {tokens}, room, stop, Mesh{}, t.exec, form)[0]
+                : generate_shared(t.state, tokens, room, stop, mesh, t.exec);
         if (session.rank() == 0) fmt::print("{}{}\n", prompt, t.tokenizer->decode(ids));
     }
     close_mesh(mesh);

@@ -69,9 +69,19 @@ TEST_CASE("the prompt is that of rank 0", "[fault]") {
     CHECK(o.output == generate(1, "--prompt 'The committee' --max-new-tokens 8").output);
 }
 
+TEST_CASE("one process keeps its cache in 8 bits, ranks that divide it do not", "[fault]") {
+    const std::string arguments = "--cache fp8 --max-new-tokens 20 --prompt-file " + prompt_file();
+    const Outcome o = generate(1, arguments);
+    INFO(o.output);
+    CHECK(o.code == 0);
+    CHECK(o.output.starts_with(read_text(prompt_file())));
+    check_one_error(generate(2, arguments), 2, "one process");
+}
+
 TEST_CASE("what cannot be continued is refused once, by all ranks", "[fault]") {
     for (const int ranks : {1, 2}) {
         check_one_error(generate(ranks, "--prompt-file /nowhere"), 3, "/nowhere");
+        check_one_error(generate(ranks, "--prompt a --cache fp4"), 2, "wide or fp8");
         check_one_error(generate(ranks, "--prompt-file " + run_directory()), 3, "nothing in it");
         check_one_error(generate(ranks, "--max-new-tokens 200 --prompt-file " + prompt_file()), 2,
                         "at most 128");

@@ -116,6 +116,24 @@ TEST_CASE("texts that grow by unequal parts are each one text", "[decode]") {
     CHECK(next[1] == next_by_training_forward(s, b));
 }
 
+TEST_CASE("a text is read in 8 bits whatever way it comes, and then nearly as it is", "[decode]") {
+    TrainState s = make_state(wide_attention("TT"), Recipe::fp32);
+    const std::vector<TokenId> text = random_text(5, 90);
+    const auto last_hidden = [&](std::int64_t at_once, CacheForm form) {
+        Decoder d = make_decoder(s, 1, 96, form);
+        for (auto from = text.begin(); from < text.end(); from += at_once)
+            feed(s, d, {{from, from + std::min<std::ptrdiff_t>(at_once, text.end() - from)}},
+                 Mesh{}, Exec{});
+        return to_double(d.hidden);
+    };
+    const auto exact = last_hidden(90, CacheForm::wide), coded = last_hidden(90, CacheForm::fp8);
+    CHECK(last_hidden(1, CacheForm::fp8) == coded);
+    CHECK(last_hidden(7, CacheForm::fp8) == coded);
+    CHECK(coded != exact);
+    CHECK(relative_error(coded, exact) < 0.05);
+    CHECK(generate_greedy(s, {text}, 3, -1, Mesh{}, Exec{}, CacheForm::fp8)[0].size() == 3);
+}
+
 TEST_CASE("the cache of a window does not grow, that of a tree does", "[decode]") {
     const auto bytes = [](const char* layers, std::int64_t capacity) {
         return kv_cache_bytes(

@@ -48,11 +48,12 @@ void pass_for_others(TrainState& s, const Mesh& mesh, const Exec& exec) {
 std::vector<std::vector<TokenId>> generate_batch(TrainState& s,
                                                  std::span<const std::vector<TokenId>> prompts,
                                                  std::int64_t max_new_tokens, TokenId stop,
-                                                 const Mesh& mesh, const Exec& exec) {
+                                                 const Mesh& mesh, const Exec& exec,
+                                                 CacheForm form) {
     std::int64_t longest = 0;
     for (const auto& p : prompts)
         longest = std::max(longest, static_cast<std::int64_t>(p.size()));
-    Decoder decoder = make_decoder(s, std::ssize(prompts), longest + max_new_tokens);
+    Decoder decoder = make_decoder(s, std::ssize(prompts), longest + max_new_tokens, form);
     std::vector<std::vector<TokenId>> more(prompts.begin(), prompts.end()), out(prompts.size());
     std::vector<bool> done(prompts.size());
     for (std::int64_t n = 0; n < max_new_tokens; ++n) {
@@ -93,8 +94,9 @@ void check_shared(const Decoder& d, const std::vector<std::vector<TokenId>>& tex
 
 }  // namespace
 
-Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity) {
-    return decoder_of(s, make_kv_cache(s, batch, capacity));
+Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity,
+                     CacheForm form) {
+    return decoder_of(s, make_kv_cache(s, batch, capacity, 1, 0, form));
 }
 
 Decoder make_shared_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity,
@@ -152,7 +154,8 @@ void require_prompt_fits(const TrainState& s, const std::vector<TokenId>& prompt
 std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
                                                   const std::vector<std::vector<TokenId>>& prompts,
                                                   std::int64_t max_new_tokens, TokenId stop,
-                                                  const Mesh& mesh, const Exec& exec) {
+                                                  const Mesh& mesh, const Exec& exec,
+                                                  CacheForm form) {
     for (const auto& p : prompts)
         require_prompt_fits(s, p, max_new_tokens);
     std::vector<std::vector<TokenId>> out;
@@ -164,7 +167,7 @@ std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
             continue;
         }
         auto part = generate_batch(s, std::span(prompts).subspan(begin, count), max_new_tokens,
-                                   stop, mesh, exec);
+                                   stop, mesh, exec, form);
         std::ranges::move(part, std::back_inserter(out));
     }
     return out;

@@ -16,7 +16,8 @@ struct Decoder {
     PickSpace pick;
     Tensor hidden;  // (batch, d_model) residual stream: of the last token that was fed to each
 };
-Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity);
+Decoder make_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity,
+                     CacheForm form = CacheForm::wide);
 /// The same texts on all dp ranks, and of the caches each layer's on one of them: layer l on dp
 /// rank l % dp_size.     comm: none
 Decoder make_shared_decoder(const TrainState& s, std::int64_t batch, std::int64_t capacity,
@@ -50,6 +51,7 @@ void require_prompt_fits(const TrainState& s, const std::vector<TokenId>& prompt
 std::vector<std::vector<TokenId>> generate_greedy(TrainState& s,
                                                   const std::vector<std::vector<TokenId>>& prompts,
                                                   std::int64_t max_new_tokens, TokenId stop,
-                                                  const Mesh& mesh, const Exec& exec);
+                                                  const Mesh& mesh, const Exec& exec,
+                                                  CacheForm form = CacheForm::wide);
 
 }  // namespace stoa

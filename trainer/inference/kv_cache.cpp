@@ -5,6 +5,7 @@
 
 #include "kernels/device_memory.h"
 #include "kernels/elementwise.h"
+#include "trainer/inference/pass.h"
 
 namespace stoa {
 namespace {
@@ -66,7 +67,7 @@ void for_entries(const BlockContext& c, const BlockSaved& s, const std::vector<s
 }  // namespace
 
 LayerCache make_layer_cache(const TrainState& s, std::size_t layer, std::int64_t batch,
-                            std::int64_t capacity) {
+                            std::int64_t capacity, CacheForm form) {
     const LocalDims& d = s.dims;
     const LayerAttention kind = d.attention[layer];
     LayerCache cache;
@@ -78,7 +79,8 @@ LayerCache make_layer_cache(const TrainState& s, std::size_t layer, std::int64_t
     }
     for (std::int64_t b = 0; b < batch && kind == LayerAttention::tree; ++b)
         cache.trees.push_back(make_tree_cache(tree_rule(d.attention_rule), d.n_kv_heads, d.head_dim,
-                                              capacity, d.formats.attention, s.device));
+                                              capacity, d.formats.attention, s.device,
+                                              form == CacheForm::fp8 ? kPassTokens : 0));
     const bool window = kind == LayerAttention::window || kind == LayerAttention::importance;
     for (std::int64_t b = 0; b < batch && window; ++b)
         cache.windows.push_back(make_importance_cache(key_rule(d.attention_rule, kind),
@@ -113,11 +115,11 @@ std::int64_t layer_cache_bytes(const TrainState& s, std::size_t layer, std::int6
 }
 
 KvCache make_kv_cache(const TrainState& s, std::int64_t batch, std::int64_t capacity, int ranks,
-                      int rank) {
+                      int rank, CacheForm form) {
     KvCache cache{.batch = batch, .capacity = capacity, .ranks = ranks, .rank = rank};
     for (std::size_t l = 0; l < s.dims.attention.size(); ++l)
         cache.layers.push_back(cache.holds(static_cast<std::int64_t>(l))
-                                   ? make_layer_cache(s, l, batch, capacity)
+                                   ? make_layer_cache(s, l, batch, capacity, form)
                                    : LayerCache{});
     return cache;
 }

@@ -13,6 +13,10 @@
 
 namespace stoa {
 
+/// Of tree layers: all tokens as they came, or those that a query reaches by selection only in 8
+/// bits (kernels/tree_cache.h). Other layers have one form.
+enum class CacheForm { wide, fp8 };
+
 /// Of this tp rank's heads. One of the three, by the layer's kind.
 struct LayerCache {
     Tensor k, v;                           // dense: (batch, capacity, n_kv_heads, head_dim)
@@ -21,7 +25,7 @@ struct LayerCache {
     std::vector<ImportanceCache> windows;  // importance and window: by batch entry
 };
 LayerCache make_layer_cache(const TrainState& s, std::size_t layer, std::int64_t batch,
-                            std::int64_t capacity);
+                            std::int64_t capacity, CacheForm form = CacheForm::wide);
 std::int64_t layer_cache_bytes(const LayerCache& cache);
 /// Of one that is not made yet.
 std::int64_t layer_cache_bytes(const TrainState& s, std::size_t layer, std::int64_t batch,
@@ -37,7 +41,7 @@ struct KvCache {
     bool holds(std::int64_t layer) const { return owner(layer) == rank; }
 };
 KvCache make_kv_cache(const TrainState& s, std::int64_t batch, std::int64_t capacity, int ranks = 1,
-                      int rank = 0);
+                      int rank = 0, CacheForm form = CacheForm::wide);
 std::int64_t kv_cache_bytes(const KvCache& cache);
 
 /// The first rows[b] of the c.acts.seq_len rows of each batch entry b go on where the cache ends:
