@@ -8,15 +8,12 @@
 
 #include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
-#include "trainer/memory_advice.h"
 
 namespace stoa {
 namespace {
 
 constexpr int kOldest = 80;  // sm_80: the first with bf16
 constexpr const char* kOnCpu = "or compute on the CPU: parallel.device=cpu";
-
-double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 std::string who(const std::vector<RankDevices>& ranks, std::size_t r) {
     return fmt::format("rank {} on {}", r, ranks[r].host);
@@ -135,27 +132,6 @@ DevicePick pick_device(DeviceChoice choice, const Communicator& world) {
     DevicePick pick = pick_device(choice, ranks, world.rank());
     if (!cuda::is_built()) pick.notice.clear();  // nobody expects one
     return pick;
-}
-
-void require_fits_gpu(const RunConfig& config, const MemoryPlan& plan, const DevicePick& pick,
-                      const cuda::DeviceInfo& gpu, std::int64_t free_bytes) {
-    const std::int64_t limit = free_bytes / pick.sharers - kGpuWorkspaceBytes;
-    if (plan.total_bytes() <= limit) return;
-    std::string hint;
-    for (const Advice& a : advise(config, limit, pick.device))
-        hint += fmt::format("{}{:.2f} GiB with {}", hint.empty() ? "" : "\n      ", gib(a.bytes),
-                            a.change);
-    if (hint.empty()) hint = "no single change makes it fit: use a smaller model or more GPUs";
-    throw MemoryError({.what = "the run does not fit the GPU",
-                       .where = fmt::format("GPU {} ({}, {:.1f} GiB)", pick.device.index, gpu.name,
-                                            gib(gpu.memory_bytes)),
-                       .expected = fmt::format(
-                           "at most {:.2f} GiB for each of {} rank{}: {:.2f} GiB are free "
-                           "beside context and NCCL, {:.2f} a rank are for workspaces",
-                           gib(std::max<std::int64_t>(limit, 0)), pick.sharers,
-                           pick.sharers == 1 ? "" : "s", gib(free_bytes), gib(kGpuWorkspaceBytes)),
-                       .actual = fmt::format("{:.2f} GiB planned", gib(plan.total_bytes())),
-                       .hint = hint});
 }
 
 }  // namespace stoa

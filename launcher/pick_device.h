@@ -7,7 +7,6 @@
 #include "configs/run_config.h"
 #include "kernels/cuda/device.h"
 #include "parallel/communicator.h"
-#include "trainer/model/activations.h"
 
 namespace stoa {
 
@@ -33,13 +32,5 @@ DevicePick pick_device(DeviceChoice choice, const std::vector<RankDevices>& rank
 
 /// The same, after the ranks have told each other.     comm: a gather and a broadcast over `world`
 DevicePick pick_device(DeviceChoice choice, const Communicator& world);
-
-/// What a rank takes of its GPU beside the plan: the library's workspaces and scratch of single
-/// ops.
-constexpr std::int64_t kGpuWorkspaceBytes = std::int64_t{256} << 20;
-/// errors: MemoryError with both numbers and the advice when `sharers` ranks of this plan do not
-/// fit into what the GPU has left. `free_bytes`: after this rank's context
-void require_fits_gpu(const RunConfig& config, const MemoryPlan& plan, const DevicePick& pick,
-                      const cuda::DeviceInfo& gpu, std::int64_t free_bytes);
 
 }  // namespace stoa

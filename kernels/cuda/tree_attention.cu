@@ -204,7 +204,7 @@ void tree_attention_forward(const TreeAttentionArgs& a, Stream stream) {
             2 * (n.slots + 4) * 4 + 2 * (most + 4) * static_cast<std::int64_t>(sizeof(W));
         require(room <= 48 << 10, "tree_attention: beam", "candidates within 48 KiB on a GPU",
                 std::to_string(n.rule.beam) + " with fanout " + std::to_string(n.rule.fanout));
-        const Scratch memory(stream, TreeNodes<W>::bytes(n));
+        const Scratch memory(stream, tree_node_bytes(a.k, a.rule));
         const TreeInputs<T> in = tree_inputs<T>(a, n, TreeNodes<W>::in(memory.as<W>(), n));
         std::int32_t* const selection = a.selection.as<std::int32_t>().data();
         build_tree(in, stream);

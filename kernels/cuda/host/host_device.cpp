@@ -1,13 +1,19 @@
 // kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU, and
 // only they and kernels open device memory (device_pages.h).
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
 #include <sstream>
+#include <utility>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/toolkit.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -23,6 +29,7 @@ std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 
 bool is_built() { return true; }
 bool runs_kernels() { return true; }
+bool has_cudnn() { return true; }
 int toolkit_version() { return 0; }
 // $STOA_HOST_GPUS describes them, for tests: "NVIDIA H100/90/80, ..." is name, capability and GiB.
 std::vector<DeviceInfo> list_devices(std::string& reason) {
@@ -48,8 +55,74 @@ std::int64_t free_bytes() {
     return devices.empty() ? 0 : devices.front().memory_bytes - host::device_bytes();
 }
 
-std::byte* allocate_on(Stream, std::int64_t bytes) { return allocate(bytes); }
-void release_on(Stream, std::byte* data) noexcept { release(data); }
+namespace {
+
+// Of allocate_on and of CountedScratch.
+struct ScratchCount {
+    std::mutex mutex;
+    std::int64_t held = 0, most = 0, of_op = 0;
+    std::set<std::int64_t> of_ops;
+    std::map<std::byte*, std::int64_t> pieces;
+    void add(std::int64_t bytes) {
+        held += bytes;
+        most = std::max(most, held);
+        of_op = std::max(of_op, held);
+        if (held == 0) of_ops.insert(std::exchange(of_op, 0));
+    }
+};
+ScratchCount& scratch() {
+    static ScratchCount count;
+    return count;
+}
+
+}  // namespace
+
+std::byte* allocate_on(Stream, std::int64_t bytes) {
+    std::byte* const data = allocate(bytes);
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().add(scratch().pieces[data] = scratch_room(bytes));
+    return data;
+}
+void release_on(Stream, std::byte* data) noexcept {
+    {
+        const std::scoped_lock lock(scratch().mutex);
+        const auto piece = scratch().pieces.find(data);
+        if (piece != scratch().pieces.end()) {
+            scratch().add(-piece->second);
+            scratch().pieces.erase(piece);
+        }
+    }
+    release(data);
+}
+void reserve_scratch(Stream, std::int64_t) { host::reset_scratch_peak(); }
+
+namespace host {
+
+CountedScratch::CountedScratch(std::int64_t bytes) : bytes_(scratch_room(bytes)) {
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().add(bytes_);
+}
+CountedScratch::~CountedScratch() {
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().add(-bytes_);
+}
+std::int64_t scratch_peak() {
+    const std::scoped_lock lock(scratch().mutex);
+    return scratch().most;
+}
+std::set<std::int64_t> scratch_peaks_of_ops() {
+    const std::scoped_lock lock(scratch().mutex);
+    return scratch().of_ops;
+}
+void reset_scratch_peak() {
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().most = scratch().held;
+    scratch().of_ops.clear();
+}
+
+}  // namespace host
+
+std::int64_t scratch_peak_bytes() { return host::scratch_peak(); }
 
 std::byte* allocate_pinned(std::int64_t bytes) {
     auto* const data =

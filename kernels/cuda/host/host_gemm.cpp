@@ -5,6 +5,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/library_gemm.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -28,6 +29,7 @@ float value_of(const LibraryGemm::Operand& o, std::int64_t rows, std::int64_t k_
 
 bool library_gemm(const LibraryGemm& g, Stream) {
     const host::DeviceMemoryOpen open;
+    const host::CountedScratch workspace(kGemmWorkspaceBytes);
     if (g.a.scale == nullptr) {
         cpu::gemm({.m = g.m,
                    .n = g.n,

@@ -230,6 +230,7 @@ struct Interpreter {
 bool library_sdpa_forward(const SdpaCall& call, Stream) {
     if (sdpa_refusal(call.shape)) return false;
     const host::DeviceMemoryOpen open;
+    const host::CountedScratch workspace(kSdpaForwardWorkspace);
     const OpGraph graph = sdpa_forward_graph(call.shape);
     Interpreter(graph, call).run();
     return true;
@@ -238,6 +239,8 @@ bool library_sdpa_forward(const SdpaCall& call, Stream) {
 bool library_sdpa_backward(const SdpaCall& call, Stream) {
     if (sdpa_refusal(call.shape)) return false;
     const host::DeviceMemoryOpen open;
+    const host::CountedScratch delta(sdpa_delta_bytes(call.shape)),
+        workspace(sdpa_backward_workspace(call.shape));
     const OpGraph graph = sdpa_backward_graph(call.shape);
     Interpreter(graph, call).run();
     return true;
