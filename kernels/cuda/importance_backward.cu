@@ -271,8 +271,8 @@ void backward(const ImportanceAttentionBackwardArgs& a, Stream stream) {
                         nullptr, nullptr};
     const ImportanceShape& n = b.in.n;
     const std::int64_t rows = n.batch * n.len * n.n_heads, pairs = n.batch * n.n_kv_heads;
-    const ImportanceBackwardScratch room = importance_backward_scratch(a);
-    const Scratch delta(stream, room.delta), dense(stream, room.dense);
+    const ImportanceBackwardScratch need = importance_backward_scratch(a);
+    const Scratch delta(stream, need.delta), dense(stream, need.dense);
     b.delta = delta.as<W>();
     launch({.name = "importance_attention_backward: delta",
             .blocks = blocks_for(rows * kLanes, kThreads),

@@ -54,9 +54,10 @@ TEST_CASE("a described GPU is its name, capability and memory") {
 }
 
 TEST_CASE("a description that is none is refused, with the form") {
-    for (const char* bad : {"", "H200", "H200/90", "/90/141", "  /90/141", "//", "H200//141"})
+    for (const char* bad : {"", "H200", "H200/90", "/90/141", "  /90/141", "//"})
         check_says(refusal(bad), {"--gpu", "NAME/CAPABILITY/GIB", "NVIDIA H200/90/141"});
-    for (const char* bad : {"H200/sm_90/141", "H200/9.0/141", "H200/90 /141", "H200/9000/141"})
+    for (const char* bad :
+         {"H200//141", "H200/sm_90/141", "H200/9.0/141", "H200/90 /141", "H200/9000/141"})
         check_says(refusal(bad), {"capability is not a number", bad});
     check_says(refusal("Tesla T4/75/16"), {"too old", "80 or more", "Tesla T4/75/16"});
     for (const char* bad :
@@ -82,10 +83,10 @@ TEST_CASE("a plan that does not fit the GPU is refused with every number") {
         CHECK(e.code() == ExitCode::memory);
         text = e.what();
     }
-    check_says(text, {"GPU 3 (NVIDIA H100, 80.0 GiB)", "39.50 GiB for each of 2 ranks",
-                      "79.00 GiB are free", "52.25 GiB planned", "50.00 of arena", "state 30.00",
-                      "activations 20.00", "2.00 of scratch (attention_backward)",
-                      "an estimated 0.25", "with"});
+    check_says(text,
+               {"GPU 3 (NVIDIA H100, 80.0 GiB)", "39.50 GiB for each of 2 ranks",
+                "79.00 GiB are free", "52.25 GiB planned", "50.00 of arena", "state 30.00",
+                "activations 20.00", "2.00 of scratch (attention_backward)", "an estimated 0.25"});
     CHECK_THROWS_AS(
         require_fits_gpu(config, plan, room_at_hand(h100, 0, 1, gpu_need_bytes(plan) - 1), {}),
         MemoryError);
