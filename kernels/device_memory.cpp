@@ -1,15 +1,59 @@
 #include "kernels/device_memory.h"
 
+#include <algorithm>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "kernels/cuda/device.h"
 
 namespace stoa {
 
+namespace {
+
+// Statistics only.
+struct Held {
+    std::mutex mutex;
+    std::int64_t bytes = 0, most = 0;
+    std::map<std::byte*, std::int64_t> buffers;
+};
+Held& held() {
+    static Held* const h = new Held;  // outlives what is released at the end of the program
+    return *h;
+}
+
+void release_counted(std::byte* data) noexcept {
+    {
+        const std::scoped_lock lock(held().mutex);
+        if (const auto at = held().buffers.find(data); at != held().buffers.end()) {
+            held().bytes -= at->second;
+            held().buffers.erase(at);
+        }
+    }
+    cuda::release(data);
+}
+
+}  // namespace
+
+std::int64_t held_device_bytes() {
+    const std::scoped_lock lock(held().mutex);
+    return held().bytes;
+}
+std::int64_t peak_device_bytes() {
+    const std::scoped_lock lock(held().mutex);
+    return held().most;
+}
+
 Buffer make_buffer(std::int64_t bytes, Device device) {
     if (!device.is_cuda()) return Buffer(bytes);
     cuda::use_device(device.index);
-    Buffer buffer(cuda::allocate(bytes), bytes, cuda::release);
+    Buffer buffer(cuda::allocate(bytes), bytes, release_counted);
+    {
+        const std::scoped_lock lock(held().mutex);
+        held().buffers[buffer.data()] = bytes;
+        held().bytes += bytes;
+        held().most = std::max(held().most, held().bytes);
+    }
     cuda::fill_bytes(buffer.data(), 0, bytes, {});
     cuda::synchronize({});
     return buffer;

@@ -11,6 +11,9 @@ namespace stoa {
 
 /// Zeroed memory of the device.     errors: MemoryError, DeviceError
 Buffer make_buffer(std::int64_t bytes, Device device);
+/// Bytes of devices that such buffers of this process hold now, and the most at once.
+std::int64_t held_device_bytes();
+std::int64_t peak_device_bytes();
 Tensor make_tensor(const Shape& shape, DType dtype, Device device);
 /// Host memory that `device` copies from and to at full speed; not zeroed.     errors: MemoryError
 Buffer make_copy_buffer(std::int64_t bytes, Device device);

@@ -8,15 +8,12 @@
 
 #include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
-#include "trainer/memory_advice.h"
 
 namespace stoa {
 namespace {
 
 constexpr int kOldest = 80;  // sm_80: the first with bf16
 constexpr const char* kOnCpu = "or compute on the CPU: parallel.device=cpu";
-
-double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 std::string who(const std::vector<RankDevices>& ranks, std::size_t r) {
     return fmt::format("rank {} on {}", r, ranks[r].host);
@@ -142,52 +139,6 @@ std::unique_ptr<cuda::CudaStream> open_device(Device device) {
     if (!device.is_cuda()) return nullptr;
     cuda::use_device(device.index);
     return std::make_unique<cuda::CudaStream>();
-}
-
-namespace {
-
-[[noreturn]] void refuse_memory(const std::string& what, const std::string& actual,
-                                const std::string& hint, const DevicePick& pick,
-                                const cuda::DeviceInfo& gpu, std::int64_t free_bytes) {
-    const std::int64_t limit = free_bytes / pick.sharers - kGpuWorkspaceBytes;
-    throw MemoryError({.what = what,
-                       .where = fmt::format("GPU {} ({}, {:.1f} GiB)", pick.device.index, gpu.name,
-                                            gib(gpu.memory_bytes)),
-                       .expected = fmt::format(
-                           "at most {:.2f} GiB for each of {} rank{}: {:.2f} GiB are free "
-                           "beside context and NCCL, {:.2f} a rank are for workspaces",
-                           gib(std::max<std::int64_t>(limit, 0)), pick.sharers,
-                           pick.sharers == 1 ? "" : "s", gib(free_bytes), gib(kGpuWorkspaceBytes)),
-                       .actual = actual,
-                       .hint = hint});
-}
-
-}  // namespace
-
-void require_fits_gpu(const GpuNeed& need, const DevicePick& pick) {
-    if (!pick.device.is_cuda()) return;
-    const std::int64_t free_bytes = cuda::free_bytes();
-    if (need.bytes <= free_bytes / pick.sharers - kGpuWorkspaceBytes) return;
-    std::string reason;
-    refuse_memory(
-        need.what + " do not fit the GPU",
-        fmt::format("{:.2f} GiB{}{}", gib(need.bytes), need.parts.empty() ? "" : ": ", need.parts),
-        need.hint, pick, cuda::list_devices(reason).at(static_cast<std::size_t>(pick.device.index)),
-        free_bytes);
-}
-
-void require_fits_gpu(const RunConfig& config, const MemoryPlan& plan, const DevicePick& pick,
-                      const cuda::DeviceInfo& gpu, std::int64_t free_bytes) {
-    const std::int64_t limit = free_bytes / pick.sharers - kGpuWorkspaceBytes;
-    if (plan.total_bytes() <= limit) return;
-    std::string hint;
-    for (const Advice& a : advise(config, limit, pick.device))
-        hint += fmt::format("{}{:.2f} GiB with {}", hint.empty() ? "" : "\n      ", gib(a.bytes),
-                            a.change);
-    if (hint.empty()) hint = "no single change makes it fit: use a smaller model or more GPUs";
-    refuse_memory("the run does not fit the GPU",
-                  fmt::format("{:.2f} GiB planned", gib(plan.total_bytes())), hint, pick, gpu,
-                  free_bytes);
 }
 
 }  // namespace stoa

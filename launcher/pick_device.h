@@ -8,7 +8,6 @@
 #include "configs/run_config.h"
 #include "kernels/cuda/device.h"
 #include "parallel/communicator.h"
-#include "trainer/model/activations.h"
 
 namespace stoa {
 
@@ -38,23 +37,5 @@ DevicePick pick_device(DeviceChoice choice, const Communicator& world);
 
 /// Makes it the calling thread's, and a stream on it; null on the CPU.     errors: DeviceError
 std::unique_ptr<cuda::CudaStream> open_device(Device device);
-
-/// What a rank takes of its GPU beside the plan: the library's workspaces and scratch of single
-/// ops.
-constexpr std::int64_t kGpuWorkspaceBytes = std::int64_t{256} << 20;
-/// errors: MemoryError with both numbers and the advice when `sharers` ranks of this plan do not
-/// fit into what the GPU has left. `free_bytes`: after this rank's context
-void require_fits_gpu(const RunConfig& config, const MemoryPlan& plan, const DevicePick& pick,
-                      const cuda::DeviceInfo& gpu, std::int64_t free_bytes);
-
-/// What does not fit into what the GPU has left, and what would.
-struct GpuNeed {
-    std::string what, parts;  // "the prompt's caches", "1.50 GiB caches, ..."
-    std::int64_t bytes = 0;   // of a rank
-    std::string hint;
-};
-/// The same for what is no run's plan; nothing on the CPU. Ranks that share a GPU ask before any of
-/// them takes it.     errors: MemoryError
-void require_fits_gpu(const GpuNeed& need, const DevicePick& pick);
 
 }  // namespace stoa

@@ -24,14 +24,14 @@ std::vector<std::string> split_words(const std::string& text);
 struct SpawnOptions {
     std::vector<std::string> command, environment;
     int stdout_fd = -1, stderr_fd = -1;  // -1: those of this process
-    // SIGTERM does not reach it, SIGINT ends it. For mpirun, which ends its ranks at once by either:
-    // a scheduler that sends SIGTERM to every process of a job leaves them the time to save. Open
-    // MPI gives the ranks themselves a clean mask.
+    // SIGTERM does not reach it, SIGINT ends it. For mpirun, which ends its ranks at once by
+    // either: a scheduler that sends SIGTERM to every process of a job leaves them the time to
+    // save. Open MPI gives the ranks themselves a clean mask.
     bool without_term = false;
 };
 /// In a process group of its own (Ctrl-C reaches only us), with an empty stdin, default signals,
-/// and SIGTERM (SIGINT) when this process ends. Throws what exec() says, with `hint`. errors: DeviceError
-/// "cannot start NAME"
+/// and SIGTERM (SIGINT) when this process ends. Throws what exec() says, with `hint`. errors:
+/// DeviceError "cannot start NAME"
 pid_t spawn(SpawnOptions options, const std::string& hint);
 
 /// A descriptor that becomes readable when the process ends; -1 when it has ended already.

@@ -21,7 +21,7 @@ struct LaunchOptions {
     bool allow_tp_across = false;
     int min_ranks = 0;  // 0: never fewer than `ranks`
     RestartPolicy restarts;
-    double term_grace_s = 0.0;  // 0: a stop may take as long as it takes
+    double term_grace_s = 0.0;   // 0: a stop may take as long as it takes
     double stop_before_s = 0.0;  // the end of a SLURM job; 0: not
     double fence_s = 10.0;
     std::string limits;  // --limit, for the monitor and the ranks

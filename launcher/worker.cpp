@@ -16,6 +16,7 @@
 #include "configs/load_run_config.h"
 #include "kernels/core/log.h"
 #include "kernels/core/thread_pool.h"
+#include "launcher/gpu_memory.h"
 #include "launcher/pick_device.h"
 #include "launcher/run_lock.h"
 #include "parallel/agree.h"
@@ -186,23 +187,30 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
             "sm_{} multiplies no 8 bits: the {} feed-forward layers that precision.recipe has in "
             "them are in 16, and attention in bf16",
             pick.capability, config.precision.wide_layers.size());
+    std::string reason;
+    const cuda::DeviceInfo gpu =
+        exec.device.is_cuda()
+            ? cuda::list_devices(reason).at(static_cast<std::size_t>(exec.device.index))
+            : cuda::DeviceInfo{};
+    const GpuSetup setup{gpu_libraries(gpu.capability, cuda::has_cudnn()),
+                         mesh.tp.nccl() != nullptr || mesh.dp.nccl() != nullptr};
     const MemoryPlan plan =
-        plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank(), exec.device);
+        plan_memory(config, mesh.tp_rank(), mesh.tp_size(), mesh.dp_rank(), exec.device, setup);
     if (options.print_memory_plan && mesh.world.rank() == 0) fmt::print("{}", describe_plan(plan));
     const int ranks_here = ranks_on_this_machine(mesh.world);
     agree(mesh.world, "check memory", [&] {
-        std::string reason;
         if (!exec.device.is_cuda())
             return require_fits(config, plan, ranks_here, available_memory_bytes());
-        const auto gpu = static_cast<std::size_t>(exec.device.index);
-        require_fits_gpu(config, plan, pick, cuda::list_devices(reason).at(gpu),
-                         cuda::free_bytes());
+        require_fits_gpu(config, plan,
+                         room_at_hand(gpu, exec.device.index, pick.sharers, cuda::free_bytes()),
+                         setup);
     });
     set_cpu_threads(threads_of(config, ranks_here));
     TrainState state;
     agree(mesh.world, "allocate memory", [&] {
         state = make_train_state(config, mesh.tp_rank(), mesh.tp_size(), exec, mesh.dp_rank());
         state.policy = policy;
+        if (exec.device.is_cuda()) cuda::reserve_scratch(exec.stream, plan.kernel_bytes);
     });
     TrainRun run{.tokenizer = *tokenizer,
                  .loader = *loader,
@@ -212,7 +220,9 @@ ExitCode run_worker(const WorkerOptions& options, const MpiSession& session, Wat
                  .curriculum = initial_curriculum(config),
                  .resolved_config = loaded.resolved_yaml,
                  .resume_command = options.resume_command,
-                 .identity = identity};
+                 .identity = identity,
+                 .gpu = setup,
+                 .planned_bytes = plan.rank_bytes()};
     announce(run, plan);
     pre_flight(mesh.world, watch);
     agree(mesh.world, "check for a fresh start", [&] {

@@ -161,7 +161,7 @@ void chain_sum(TensorView total, bool add, ConstTensorView values, const Communi
         return comm.nccl()->all_reduce(total, NcclGroup::Op::sum, stream);
     }
     if (total.device.is_cuda()) {
-        Staged staged(2 * align_up(total.bytes()), total.device, comm, stream);
+        Staged staged(staged_chain_bytes(values), total.device, comm, stream);
         const TensorView in = staged.take(values);
         const TensorView out = add ? staged.take(total) : staged.place(total);
         staged.wait();
@@ -193,10 +193,7 @@ namespace {
 
 void staged_sums(std::span<const PartSum> parts, SumOrder order, bool add, const Communicator& comm,
                  Stream stream, Site site) {
-    std::int64_t bytes = 0;
-    for (const PartSum& p : parts)
-        bytes += 2 * align_up(p.values.bytes());
-    Staged staged(bytes, parts.front().values.device, comm, stream);
+    Staged staged(staged_sum_bytes(parts), parts.front().values.device, comm, stream);
     std::vector<PartSum> on_host;
     for (const PartSum& p : parts) {
         const bool mine = p.owner == comm.rank();
@@ -214,10 +211,7 @@ void staged_sums(std::span<const PartSum> parts, SumOrder order, bool add, const
 
 void staged_copies(std::span<const PartCopy> parts, const Communicator& comm, Stream stream,
                    Site site) {
-    std::int64_t bytes = 0;
-    for (const PartCopy& p : parts)
-        bytes += align_up(p.data.bytes());
-    Staged staged(bytes, parts.front().data.device, comm, stream);
+    Staged staged(staged_copy_bytes(parts), parts.front().data.device, comm, stream);
     std::vector<PartCopy> on_host;
     for (const PartCopy& p : parts)
         on_host.push_back(

@@ -52,6 +52,7 @@ public:
     /// Host memory of at least `bytes` that the device copies to: for collectives on its memory.
     /// One thread at a time uses a group, and it.
     std::byte* staging(std::int64_t bytes, const Exec& exec) const;
+    std::int64_t staging_bytes() const { return staging_.bytes(); }  // so far
     void close();
 
 private:

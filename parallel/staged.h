@@ -2,11 +2,32 @@
 // A collective on device memory, by way of the host: tensors are copied to pinned memory, the ranks
 // do there what CPU ranks do, and the results are copied back. So sums have the CPU's order and
 // bits, and ranks may share a GPU, which NCCL does not allow.
+#include <span>
+
 #include "kernels/cuda/device.h"
 #include "kernels/device_memory.h"
 #include "parallel/communicator.h"
+#include "parallel/owned_parts.h"
 
 namespace stoa {
+
+/// What these take of it; the memory plan counts with them, too. Of an all-reduce or a broadcast it
+/// is the tensor.
+inline std::int64_t staged_chain_bytes(const ConstTensorView& values) {
+    return 2 * align_up(values.bytes());
+}
+inline std::int64_t staged_sum_bytes(std::span<const PartSum> parts) {
+    std::int64_t bytes = 0;
+    for (const PartSum& p : parts)
+        bytes += staged_chain_bytes(p.values);
+    return bytes;
+}
+inline std::int64_t staged_copy_bytes(std::span<const PartCopy> parts) {
+    std::int64_t bytes = 0;
+    for (const PartCopy& p : parts)
+        bytes += align_up(p.data.bytes());
+    return bytes;
+}
 
 class Staged {
 public:

@@ -27,8 +27,8 @@ std::int64_t number_in(const std::string& path, const std::string& label) {
 
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
-std::int64_t plan_bytes(const RunConfig& c, Device device) {
-    return plan_memory(c, 0, static_cast<int>(c.parallel.tp), 0, device).rank_bytes();
+std::int64_t plan_bytes(const RunConfig& c, Device device, const GpuSetup& gpu) {
+    return plan_memory(c, 0, static_cast<int>(c.parallel.tp), 0, device, gpu).rank_bytes();
 }
 
 bool is_legal(const RunConfig& c) {
@@ -121,25 +121,29 @@ DiskNeed plan_disk(const RunConfig& config) {
     return need;
 }
 
-std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes, Device device) {
+std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes, Device device,
+                           const GpuSetup& gpu) {
     std::vector<Advice> good;
     for (const Step& s : steps()) {  // one change alone
         RunConfig c = config;
         const std::string change = s.apply(c);
         if (change.empty() || !is_legal(c)) continue;
-        const std::int64_t bytes = plan_bytes(c, device);
+        const std::int64_t bytes = plan_bytes(c, device, gpu);
         if (bytes <= limit_bytes) good.push_back({fmt::format("{} ({})", change, s.why), bytes});
     }
     if (good.empty()) {  // changes added up, in order of their price
         RunConfig c = config;
         std::string changes;
+        std::int64_t least = plan_bytes(config, device, gpu);
         for (const Step& s : steps()) {
             RunConfig next = c;
             const std::string change = s.apply(next);
             if (change.empty() || !is_legal(next)) continue;
+            const std::int64_t bytes = plan_bytes(next, device, gpu);
+            if (bytes >= least) continue;  // as a GPU's snapshot, which lies in host memory
             c = next;
+            least = bytes;
             changes += (changes.empty() ? "" : " ") + change;
-            const std::int64_t bytes = plan_bytes(c, device);
             if (bytes <= limit_bytes) good.push_back({changes, bytes});
         }
     }

@@ -26,7 +26,8 @@ struct Advice {
 };
 /// The cheapest changes, one alone or, where none suffices, added up, with which the plan of rank 0
 /// takes at most `limit_bytes`; at most three. Cheapest first: less work lost, then less precision.
-std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes, Device device = {});
+std::vector<Advice> advise(const RunConfig& config, std::int64_t limit_bytes, Device device = {},
+                           const GpuSetup& gpu = {});
 
 /// errors: MemoryError with the advice when `ranks_here` ranks of this plan do not fit the machine.
 /// What lies outside the plan is counted as kOutsidePlanBytes a rank.

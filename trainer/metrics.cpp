@@ -12,6 +12,8 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
+#include "kernels/cuda/device.h"
+#include "kernels/device_memory.h"
 
 namespace stoa {
 namespace {
@@ -94,6 +96,12 @@ void MetricsFiles::write_step(const StepRecord& r) {
                       {"mem_peak_b", r.mem_peak_bytes},
                       {"skipped", r.skipped ? 1 : 0},
                       {"time", utc_now()}};
+    if (r.gpu.plan_bytes > 0) {
+        line["gpu_plan_b"] = r.gpu.plan_bytes;
+        line["gpu_step_b"] = r.gpu.step_bytes;
+        line["gpu_peak_b"] = r.gpu.peak_bytes;
+        line["gpu_used_b"] = r.gpu.used_bytes;
+    }
     for (const LayerSelection& l : r.selection)
         line["selection"].push_back({{"layer", l.layer},
                                      {"selected", l.statistics.selected},
@@ -159,6 +167,20 @@ std::vector<EvalReport> MetricsFiles::read_evals() const {
         reports.push_back(std::move(r));
     }
     return reports;
+}
+
+GpuMemory measure_gpu(Device device, std::int64_t plan_bytes) {
+    if (!device.is_cuda()) return {};
+    std::string reason;
+    const auto all = cuda::list_devices(reason);
+    const auto index = static_cast<std::size_t>(device.index);
+    const std::int64_t memory = index < all.size() ? all[index].memory_bytes : 0;
+    const std::int64_t scratch = cuda::scratch_peak_bytes();
+    return {.plan_bytes = plan_bytes,
+            .step_bytes = held_device_bytes() + scratch,
+            .peak_bytes = peak_device_bytes() + scratch,
+            .used_bytes = memory - cuda::free_bytes(),
+            .device_bytes = memory};
 }
 
 std::int64_t peak_memory_bytes() {

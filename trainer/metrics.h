@@ -7,10 +7,22 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/tensor_view.h"
 #include "trainer/evaluate.h"
 #include "trainer/selection.h"
 
 namespace stoa {
+
+/// A rank's memory of its GPU; all 0 on the CPU.
+struct GpuMemory {
+    std::int64_t plan_bytes = 0;  // arena and scratch
+    std::int64_t step_bytes = 0;  // the arena, and the most that ops have held beside it
+    std::int64_t peak_bytes = 0;  // with what initialisation and evaluations held for a while
+    std::int64_t used_bytes = 0;  // of the device, whoever holds it: context and libraries, too
+    std::int64_t device_bytes = 0;
+};
+/// Between steps.     comm: none     errors: DeviceError
+GpuMemory measure_gpu(Device device, std::int64_t plan_bytes);
 
 struct StepRecord {
     std::int64_t step = 0, tokens = 0;  // after the step
@@ -20,6 +32,7 @@ struct StepRecord {
     double hidden_comm_ms = 0.0;  // beside the computation; comm_ms: exposed
     double tokens_per_s = 0.0;
     std::int64_t valid_tokens = 0, mem_peak_bytes = 0;
+    GpuMemory gpu;  // where the run is on one
     bool skipped = false;
     std::vector<LayerSelection> selection;  // of logged steps
 };

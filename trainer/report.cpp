@@ -62,8 +62,21 @@ std::string progress_line(const StepRecord& r, std::int64_t total_steps, double 
         r.comm_ms + r.hidden_comm_ms == 0.0
             ? ""
             : fmt::format("  comm {:>2.0f}%", 100.0 * r.comm_ms / r.step_ms),
-        static_cast<double>(r.mem_peak_bytes) / 1e9,
+        static_cast<double>(r.gpu.peak_bytes > 0 ? r.gpu.peak_bytes : r.mem_peak_bytes) / 1e9,
         human_duration(seconds_per_step * static_cast<double>(total_steps - r.step)));
+}
+
+std::string gpu_memory_line(const GpuMemory& m) {
+    const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+    const double beyond = m.plan_bytes == 0
+                              ? 0.0
+                              : 100.0 * static_cast<double>(m.step_bytes - m.plan_bytes) /
+                                    static_cast<double>(m.plan_bytes);
+    return fmt::format(
+        "GPU memory of rank 0: steps {:.2f} GiB, planned {:.2f} ({:+.1f} %); with evaluations "
+        "{:.2f}; in use on the device {:.2f} of {:.2f}",
+        gib(m.step_bytes), gib(m.plan_bytes), beyond, gib(m.peak_bytes), gib(m.used_bytes),
+        gib(m.device_bytes));
 }
 
 void show_progress(const std::string& line, bool finish_line) {

@@ -14,6 +14,10 @@ namespace stoa {
 /// step.
 std::string progress_line(const StepRecord& r, std::int64_t total_steps, double seconds_per_step);
 
+/// "GPU memory of rank 0: steps 58.60 GiB, planned 58.60 (+0.0 %); with evaluations 59.10; in use
+/// on the device 60.20 of 79.20"
+std::string gpu_memory_line(const GpuMemory& m);
+
 /// Prints the line: in place on a terminal, as a line of its own elsewhere. Rank 0 only.
 void show_progress(const std::string& line, bool finish_line);
 

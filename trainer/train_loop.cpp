@@ -8,6 +8,7 @@
 #include "checkpoints/run_directory.h"
 #include "checkpoints/saver.h"
 #include "kernels/core/log.h"
+#include "kernels/cuda/device.h"
 #include "parallel/agree.h"
 #include "parallel/collectives.h"
 #include "parallel/exit_record.h"
@@ -189,6 +190,8 @@ void report_end(TrainRun& run, MetricsFiles& files, const EvalReport& last) {
         fmt::print("{}\n{}", solutions_text(last), accuracy_table(files.read_evals()));
         fmt::print("\ndone: {} steps, {} tokens. Checkpoints and records: {}\n",
                    run.curriculum.step, run.curriculum.tokens, run.state.config.run_dir());
+        if (run.exec.device.is_cuda())
+            fmt::print("{}\n", gpu_memory_line(measure_gpu(run.exec.device, run.planned_bytes)));
         std::fflush(stdout);
     });
 }
@@ -206,6 +209,10 @@ void place_anew(TrainRun& run, RunConfig config, const PolicyState& policy) {
     run.state = TrainState{};  // first: two of them need not fit
     run.state = make_train_state(config, run.mesh.tp_rank(), run.mesh.tp_size(), run.exec,
                                  run.mesh.dp_rank());
+    const MemoryPlan plan = plan_memory(config, run.mesh.tp_rank(), run.mesh.tp_size(),
+                                        run.mesh.dp_rank(), run.exec.device, run.gpu);
+    run.planned_bytes = plan.rank_bytes();
+    if (run.exec.device.is_cuda()) cuda::reserve_scratch(run.exec.stream, plan.kernel_bytes);
 }
 
 // The weights of the last checkpoint, the data from here on: what led here is not seen again.
@@ -290,6 +297,7 @@ ExitCode train_loop(TrainRun& run) {
 
     auto last_save = Clock::now();
     double seconds_per_step = 0.0;
+    GpuMemory gpu;             // of the last step that was logged: asking takes the host a moment
     std::int64_t rewinds = 0;  // to the last checkpoint
     set_phase(Phase::step);
     while (!run_finished(run.curriculum, config)) {
@@ -325,6 +333,7 @@ ExitCode train_loop(TrainRun& run) {
         const bool leaving = result.stop != StopRequest::none;
         if (leaving) set_phase(Phase::drain);
         const bool logs = step % config.log.every_steps == 0 || finished || switched;
+        if (logs) gpu = measure_gpu(run.exec.device, run.planned_bytes);
         const StepRecord record{
             .step = step,
             .tokens = run.curriculum.tokens,
@@ -339,6 +348,7 @@ ExitCode train_loop(TrainRun& run) {
             .tokens_per_s = static_cast<double>(config.batch.global_batch * stage.seq_len) / step_s,
             .valid_tokens = result.valid_tokens,
             .mem_peak_bytes = peak_memory_bytes(),
+            .gpu = gpu,
             .skipped = result.skipped,
             .selection = logs && mesh.world.rank() == 0 ? layer_selections(run.state, run.exec)
                                                         : std::vector<LayerSelection>{}};

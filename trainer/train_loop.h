@@ -22,6 +22,8 @@ struct TrainRun {
     std::string resolved_config;  // goes into every checkpoint
     std::string resume_command;   // printed at the end
     RunIdentity identity;         // whose run directory it is, and which start of the run
+    GpuSetup gpu;
+    std::int64_t planned_bytes = 0;  // of this rank's device: what its peak is held against
     std::vector<RefusedCheckpoint> refused;  // met by resume_run and not yet in the records
 };
 

@@ -7,28 +7,6 @@
 namespace stoa::cuda {
 namespace {
 
-SdpaShape shape_of(const ConstTensorView& q, const ConstTensorView& k, bool causal) {
-    const std::int64_t q_len = q.shape[1], k_len = k.shape[1], heads = q.shape[2],
-                       kv_heads = k.shape[2], dim = q.shape[3];
-    return {.dtype = q.dtype,
-            .batch = q.shape[0],
-            .q_len = q_len,
-            .k_len = k_len,
-            .n_heads = heads,
-            .n_kv_heads = kv_heads,
-            .head_dim = dim,
-            .causal = causal,
-            .q_row = heads * dim,
-            .q_batch = q_len * heads * dim,
-            .kv_row = kv_heads * dim,
-            .kv_batch = k_len * kv_heads * dim,
-            .d_kv_row = kv_heads * dim,
-            .d_kv_batch = k_len * kv_heads * dim,
-            .lse_head = q_len,
-            .lse_batch = heads * q_len,
-            .keys_batch = q_len};
-}
-
 /// What the library asks of an address.
 bool aligned(std::initializer_list<const std::byte*> all) {
     return std::ranges::all_of(
@@ -76,11 +54,10 @@ template <class T>
 bool backward_by_queries(const SdpaCall& whole, std::int64_t rows, Stream stream) {
     const SdpaShape& s = whole.shape;
     const std::int64_t n = s.k_len * s.head_dim;
-    const Scratch sums(stream, 2 * n * static_cast<std::int64_t>(sizeof(float))),
-        parts(stream, 2 * n * static_cast<std::int64_t>(sizeof(T)));
+    const Scratch sums(stream, sdpa_sum_bytes(s)), parts(stream, sdpa_part_bytes(s));
     float* const sum = sums.as<float>();
     T* const part = parts.as<T>();
-    fill_bytes(sums.as<std::byte>(), 0, 2 * n * static_cast<std::int64_t>(sizeof(float)), stream);
+    fill_bytes(sums.as<std::byte>(), 0, sdpa_sum_bytes(s), stream);
     for (std::int64_t begin = 0; begin < s.q_len; begin += rows) {
         SdpaCall c = whole;
         c.shape.q_len = std::min(rows, s.q_len - begin);
@@ -110,7 +87,7 @@ bool backward_by_queries(const SdpaCall& whole, std::int64_t rows, Stream stream
 }  // namespace
 
 bool library_attention_forward(const AttentionArgs& a, Stream stream) {
-    SdpaCall c{.shape = shape_of(a.q, a.k, true),
+    SdpaCall c{.shape = sdpa_shape(a.q, a.k, true),
                .scale = a.scale,
                .q = a.q.data,
                .k = a.k.data,
@@ -126,7 +103,7 @@ bool library_attention_forward(const AttentionArgs& a, Stream stream) {
 bool library_attention_backward(const AttentionBackwardArgs& a, Stream stream,
                                 std::int64_t score_bytes) {
     // The library reads out and lse through the pointers by which the forward writes them.
-    SdpaCall whole{.shape = shape_of(a.q, a.k, true),
+    SdpaCall whole{.shape = sdpa_shape(a.q, a.k, true),
                    .scale = a.scale,
                    .q = a.q.data,
                    .k = a.k.data,

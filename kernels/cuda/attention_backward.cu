@@ -1,6 +1,7 @@
 // The gradients of our own attention: three kernels, no sum by more than one thread.
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/device.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -143,7 +144,7 @@ void own_attention_backward(const AttentionBackwardArgs& a, Stream stream) {
     dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
         using W = Wide<T>;
         const std::int64_t rows = n.batch * n.n_heads * n.q_len;
-        const Scratch scratch(stream, rows * static_cast<std::int64_t>(sizeof(W)));
+        const Scratch scratch(stream, attention_delta_bytes(a.q));
         W* const delta = scratch.as<W>();
         const T *const d_out = a.d_out.as<T>().data(), *const q = a.q.as<T>().data(),
                        *const k = a.k.as<T>().data(), *const v = a.v.as<T>().data();

@@ -8,11 +8,10 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/library_gemm.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
-
-constexpr std::int64_t kWorkspaceBytes = std::int64_t{32} << 20;  // what sm_90 is advised to have
 
 void check_lt(cublasStatus_t status, const char* what) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -158,7 +157,7 @@ bool library_gemm(const LibraryGemm& g, Stream stream) {
     if (missing) {
         Preference preference;
         preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                       static_cast<std::uint64_t>(kWorkspaceBytes));
+                       static_cast<std::uint64_t>(kGemmWorkspaceBytes));
         preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.b.data));
         preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a.data));
         preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.c));
@@ -171,14 +170,14 @@ bool library_gemm(const LibraryGemm& g, Stream stream) {
         choice = {status == CUBLAS_STATUS_SUCCESS && found > 0, result.algo};
     }
     if (!choice.found) return false;
-    const Scratch workspace(stream, kWorkspaceBytes);
+    const Scratch workspace(stream, kGemmWorkspaceBytes);
     const float alpha = 1.0f, beta = g.accumulate ? 1.0f : 0.0f;
     const double alpha64 = 1.0, beta64 = g.accumulate ? 1.0 : 0.0;
     check_lt(cublasLtMatmul(lt.handle, op.handle,
                             fp64 ? static_cast<const void*>(&alpha64) : &alpha, g.b.data, b.handle,
                             g.a.data, a.handle, fp64 ? static_cast<const void*>(&beta64) : &beta,
                             g.c, c.handle, g.c, c.handle, &choice.algo, workspace.as<std::byte>(),
-                            static_cast<std::size_t>(kWorkspaceBytes),
+                            static_cast<std::size_t>(kGemmWorkspaceBytes),
                             static_cast<cudaStream_t>(stream.handle)),
              "matmul");
     return true;

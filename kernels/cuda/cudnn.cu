@@ -81,6 +81,8 @@ void run(const CudnnPlan& plan, const SdpaCall& c, float* delta, Stream stream) 
 
 }  // namespace
 
+bool has_cudnn() { return true; }
+
 bool library_sdpa_forward(const SdpaCall& call, Stream stream) {
     const CudnnPlan* const plan = plan_for(library().forward, call.shape, sdpa_forward_graph);
     if (plan == nullptr) return false;
@@ -91,9 +93,7 @@ bool library_sdpa_forward(const SdpaCall& call, Stream stream) {
 bool library_sdpa_backward(const SdpaCall& call, Stream stream) {
     const CudnnPlan* const plan = plan_for(library().backward, call.shape, sdpa_backward_graph);
     if (plan == nullptr) return false;
-    const SdpaShape& s = call.shape;
-    const Scratch delta(stream,
-                        s.batch * s.n_heads * s.q_len * static_cast<std::int64_t>(sizeof(float)));
+    const Scratch delta(stream, sdpa_delta_bytes(call.shape));
     run(*plan, call, delta.as<float>(), stream);
     return true;
 }

@@ -8,6 +8,15 @@ cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.han
 cudaEvent_t event(void* handle) { return static_cast<cudaEvent_t>(handle); }
 std::size_t size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 
+/// Of the current GPU, from which allocate_on takes.
+cudaMemPool_t pool() {
+    int device = 0;
+    cudaMemPool_t pool = nullptr;
+    check_cuda(cudaGetDevice(&device), "device");
+    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
+    return pool;
+}
+
 }  // namespace
 
 std::vector<DeviceInfo> list_devices(std::string& reason) {
@@ -67,6 +76,21 @@ std::byte* allocate_on(Stream stream, std::int64_t bytes) {
 }
 void release_on(Stream stream, std::byte* data) noexcept {
     (void)cudaFreeAsync(data, handle(stream));
+}
+
+void reserve_scratch(Stream stream, std::int64_t bytes) {
+    if (bytes == 0) return;
+    release_on(stream, allocate_on(stream, bytes));
+    synchronize(stream);
+    std::uint64_t from_here = 0;  // the reservation is nobody's use
+    check_cuda(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrUsedMemHigh, &from_here),
+               "memory pool");
+}
+
+std::int64_t scratch_peak_bytes() {
+    std::uint64_t high = 0;
+    check_cuda(cudaMemPoolGetAttribute(pool(), cudaMemPoolAttrUsedMemHigh, &high), "memory pool");
+    return static_cast<std::int64_t>(high);
 }
 
 std::byte* allocate_pinned(std::int64_t bytes) {
@@ -151,12 +175,8 @@ CudaStream::CudaStream() {
     check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
     handle_ = stream;
     // Scratch memory that is given back stays ours: a synchronisation would return it otherwise.
-    int device = 0;
-    cudaMemPool_t pool = nullptr;
-    check_cuda(cudaGetDevice(&device), "device");
-    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
     std::uint64_t keep = ~std::uint64_t{0};
-    check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
+    check_cuda(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrReleaseThreshold, &keep),
                "memory pool");
 }
 CudaStream::~CudaStream() { (void)cudaStreamDestroy(static_cast<cudaStream_t>(handle_)); }

@@ -26,6 +26,9 @@ int toolkit_version();
 /// tests.
 bool runs_kernels();
 
+/// Whether cuDNN is in the program: dense attention's first way on a GPU.
+bool has_cudnn();
+
 /// The calling thread's GPU from here on.     errors: DeviceError
 void use_device(int index);
 
@@ -38,6 +41,13 @@ void release(std::byte* data) noexcept;
 /// The same in the order of a stream: for scratch memory between kernels.
 std::byte* allocate_on(Stream stream, std::int64_t bytes);
 void release_on(Stream stream, std::byte* data) noexcept;
+
+/// The pool of allocate_on has `bytes` from here on, so that no op of the run finds less.
+/// errors: MemoryError
+void reserve_scratch(Stream stream, std::int64_t bytes);
+
+/// The most that ops have held of the pool at once since then.     errors: DeviceError
+std::int64_t scratch_peak_bytes();
 
 /// Host memory that the device copies from and to without a detour, page-aligned.
 std::byte* allocate_pinned(std::int64_t bytes);

@@ -1,6 +1,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packs.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -73,7 +74,7 @@ void backward(const EmbeddingBackwardArgs& args, Stream stream) {
     const std::int64_t rows = args.d_y.rows(), d = args.d_y.cols();
     require(rows < std::int64_t{1} << 31, "embedding: rows", "below 2^31", std::to_string(rows));
     const std::int32_t* const tokens = args.tokens.as<std::int32_t>().data();
-    const Scratch scratch(stream, 8 * rows);
+    const Scratch scratch(stream, embedding_backward_scratch(rows));
     std::int32_t* const next = scratch.as<std::int32_t>();
     std::int32_t* const has_earlier = next + rows;
     fill_bytes(reinterpret_cast<std::byte*>(has_earlier), 0, 4 * rows, stream);

@@ -8,7 +8,6 @@
 namespace stoa::cuda {
 namespace {
 
-constexpr std::int64_t kFarRows = 128;  // queries that share a list: enters no bit
 constexpr std::int64_t kKeyTile = 128;  // of the dense rows: enters the bits
 
 /// One query and head of the caller's warp.

@@ -9,6 +9,7 @@ namespace stoa::cuda {
 namespace {
 
 constexpr int kBlock = 64;  // keys, or queries, of one chain
+static_assert(kBlock == kFarRowsBackward);
 constexpr std::int64_t kChunk = 32 * kBlock;
 constexpr int kOfLane = kBlock / kWarp;
 
@@ -270,8 +271,8 @@ void backward(const ImportanceAttentionBackwardArgs& a, Stream stream) {
                         nullptr, nullptr};
     const ImportanceShape& n = b.in.n;
     const std::int64_t rows = n.batch * n.len * n.n_heads, pairs = n.batch * n.n_kv_heads;
-    const Scratch delta(stream, rows * static_cast<std::int64_t>(sizeof(W)));
-    const Scratch dense(stream, n.dense_count > 0 ? n.batch * n.len : 0);
+    const ImportanceBackwardScratch need = importance_backward_scratch(a);
+    const Scratch delta(stream, need.delta), dense(stream, need.dense);
     b.delta = delta.as<W>();
     launch({.name = "importance_attention_backward: delta",
             .blocks = blocks_for(rows * kLanes, kThreads),

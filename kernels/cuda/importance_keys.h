@@ -5,7 +5,7 @@
 // but for exp and log of the C library (in lse and d_sink, and everywhere in fp64).
 #include "kernels/cuda/attention_chains.h"
 #include "kernels/cuda/device.h"
-#include "kernels/importance_attention.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 
@@ -29,7 +29,7 @@ ImportanceShape importance_shape(const Args& a) {
 /// By tiles of queries of a kv head: the keys, ascending, that any of them sees although they have
 /// left its window (kernels/cpu/far_keys.h).
 struct FarLists {
-    std::int64_t tiles, capacity;
+    FarListScratch room;
     Scratch keys, counts;  // (batch, n_kv_heads, tiles, capacity), (batch, n_kv_heads, tiles)
     FarLists(const ImportanceShape& n, const std::int32_t* expiry, const std::int32_t* key_begin,
              std::int64_t tile_rows, Stream stream);
@@ -39,8 +39,8 @@ struct FarView {
     std::int64_t tiles, capacity, tile_rows;
 };
 inline FarView view_of(const FarLists& far, std::int64_t tile_rows) {
-    return {far.keys.as<std::int32_t>(), far.counts.as<std::int32_t>(), far.tiles, far.capacity,
-            tile_rows};
+    return {far.keys.as<std::int32_t>(), far.counts.as<std::int32_t>(), far.room.tiles,
+            far.room.capacity, tile_rows};
 }
 
 /// The tensors that both passes read. gate, sink_logit, dense_rows may be null.

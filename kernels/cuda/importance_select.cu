@@ -67,12 +67,9 @@ template <class W>
 void select(const SelectKeysArgs& a, Stream stream) {
     const std::int64_t rows = a.expiry.shape[0] * a.expiry.shape[1], len = a.expiry.shape[2];
     const std::int64_t keep = std::min(a.rule.keep, len);
-    // Long enough that the room for kept tokens is no more than that of all tokens.
-    const std::int64_t segment = std::max<std::int64_t>(1024, keep);
-    const std::int64_t segments = blocks_for(len, static_cast<int>(segment)),
-                       warps = rows * segments;
-    const Scratch importance(stream, warps * keep * static_cast<std::int64_t>(sizeof(W)));
-    const Scratch token(stream, warps * keep * 4);
+    const SelectKeysScratch room = select_keys_scratch(a);
+    const std::int64_t warps = rows * room.segments;
+    const Scratch importance(stream, room.importance), token(stream, room.token);
     launch({.name = "select_keys",
             .blocks = blocks_for(warps, kThreads / kWarp),
             .threads = kThreads,
@@ -80,7 +77,8 @@ void select(const SelectKeysArgs& a, Stream stream) {
            select_kernel<W>, a.expiry.as<std::int32_t>().data(),
            a.importance.empty() ? nullptr : a.importance.as<W>().data(),
            a.key_begin.as<std::int32_t>().data(), importance.as<W>(), token.as<std::int32_t>(),
-           warps, segments, segment, a.expiry.shape[1], len, a.rule.window, a.rule.sinks, keep);
+           warps, room.segments, room.segment, a.expiry.shape[1], len, a.rule.window, a.rule.sinks,
+           keep);
 }
 
 }  // namespace
@@ -93,18 +91,17 @@ void select_keys(const SelectKeysArgs& args, Stream stream) {
 
 FarLists::FarLists(const ImportanceShape& n, const std::int32_t* expiry,
                    const std::int32_t* key_begin, std::int64_t tile_rows, Stream stream)
-    : tiles((n.q_len + tile_rows - 1) / tile_rows),
-      // Those that the first query of a tile sees, and those that leave the window within it.
-      capacity(std::min(n.len, n.rule.keep + n.rule.sinks + tile_rows)),
-      keys(stream, n.batch * n.n_kv_heads * tiles * capacity * 4),
-      counts(stream, n.batch * n.n_kv_heads * tiles * 4) {
+    : room(far_list_scratch(n.batch, n.n_kv_heads, n.q_len, n.len, n.rule, tile_rows)),
+      keys(stream, room.keys),
+      counts(stream, room.counts) {
     const std::int64_t rows = n.batch * n.n_kv_heads;
     launch({.name = "importance_attention: far keys",
-            .blocks = blocks_for(rows * tiles, kThreads / kWarp),
+            .blocks = blocks_for(rows * room.tiles, kThreads / kWarp),
             .threads = kThreads,
             .stream = stream},
            far_kernel, keys.as<std::int32_t>(), counts.as<std::int32_t>(), expiry, key_begin, rows,
-           n.n_kv_heads, n.len, n.rule.window, tiles, tile_rows, n.len - n.q_len, capacity);
+           n.n_kv_heads, n.len, n.rule.window, room.tiles, tile_rows, n.len - n.q_len,
+           room.capacity);
 }
 
 }  // namespace stoa::cuda

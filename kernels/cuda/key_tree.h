@@ -5,7 +5,7 @@
 // of nodes lie as those of tokens do: (node, channel).
 #include "kernels/cuda/attention_chains.h"
 #include "kernels/cuda/device.h"
-#include "kernels/tree_attention.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 
@@ -49,6 +49,8 @@ inline TreeShape tree_shape(const TreeRule& rule, std::int64_t batch, std::int64
         n.offset[l] = n.per_pair;
         n.per_pair += n.places(l);
     }
+    require(n.per_pair == tree_places(rule, len), "tree_attention: nodes", "those of the plan",
+            std::to_string(n.per_pair));
     return n;
 }
 template <class Args>
@@ -60,9 +62,6 @@ template <class W>
 struct TreeNodes {
     W *high, *low, *mean_k, *mean_v;  // (places, dim): largest and least keys, means
     W *mass, *log_mass;               // (places)
-    static std::int64_t bytes(const TreeShape& n) {
-        return n.pairs() * n.per_pair * (4 * n.dim + 2) * static_cast<std::int64_t>(sizeof(W));
-    }
     static TreeNodes in(W* memory, const TreeShape& n) {
         const std::int64_t places = n.pairs() * n.per_pair, rows = places * n.dim;
         W* const mass = memory + 4 * rows;

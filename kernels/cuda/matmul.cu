@@ -1,12 +1,10 @@
-#include <optional>
-
 #include "kernels/core/block_scale.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/transpose_codes.h"
-#include "kernels/matmul.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -101,52 +99,38 @@ void skip_k(LibraryGemm::Operand& o, std::int64_t k_begin, bool k_is_row) {
 /// are then of 1 x 128.
 struct Codes {
     LibraryGemm::Operand operand;
-    std::optional<Scratch> turned, scale;
+    Scratch turned, scale;
 };
 void lay_out_codes(Codes& out, const ConstTensorView& x, const ConstTensorView& x_scale,
-                   QuantBlocks blocks, bool k_is_row, std::int64_t k_begin, std::int64_t rows,
-                   std::int64_t k, Stream stream) {
+                   bool k_is_row, std::int64_t k_begin, std::int64_t rows, std::int64_t k,
+                   Stream stream) {
+    const QuantBlocks blocks = blocks_of({x.rows(), x.cols()}, {x_scale.rows(), x_scale.cols()});
     out.operand = operand_of(x, false);
     skip_k(out.operand, k_begin, k_is_row);
     if (k_is_row) {
-        out.turned.emplace(stream, rows * k);
-        transpose_codes(out.turned->as<std::byte>(), out.operand.data, k, rows, stream);
-        out.operand.data = out.turned->as<std::byte>();
+        transpose_codes(out.turned.as<std::byte>(), out.operand.data, k, rows, stream);
+        out.operand.data = out.turned.as<std::byte>();
         out.operand.ld = k;
     }
     const bool square = blocks == QuantBlocks::square;
     const std::int64_t k_blocks = k / kB, scale_rows = square ? (rows + kB - 1) / kB : rows,
                        count = square ? scale_rows * round4(k_blocks) : k_blocks * round4(rows),
                        row_ld = k_is_row ? 1 : x_scale.cols(), k_ld = k_is_row ? x_scale.cols() : 1;
-    out.scale.emplace(stream, 4 * count);
-    launch(over("matmul: scales", count, stream), scale_kernel, out.scale->as<float>(),
+    launch(over("matmul: scales", count, stream), scale_kernel, out.scale.as<float>(),
            x_scale.as<e8m0>().data() + k_begin / kB * k_ld, count, scale_rows, k_blocks, row_ld,
            k_ld, square);
-    out.operand.scale = out.scale->as<float>();
+    out.operand.scale = out.scale.as<float>();
     out.operand.blocks = square ? QuantBlocks::square : QuantBlocks::row;
 }
 
 /// 8-bit operands as 8-bit operands, where the library has such a product.
-bool multiply_codes(const MatmulArgs& args, const Sides& s, std::byte* c, DType c_dtype,
-                    bool accumulate, Stream stream) {
-    if (!is_8_bit(args.a.dtype) || !is_8_bit(args.b.dtype)) return false;
-    if (args.k_begin % kB != 0 || s.k % kB != 0 || s.n % 16 != 0 || s.m % 16 != 0) return false;
-    if (args.a.dtype == DType::e5m2 && args.b.dtype == DType::e5m2) return false;
-    const auto kind = [](const ConstTensorView& x, const ConstTensorView& scale) {
-        return blocks_of({x.rows(), x.cols()}, {scale.rows(), scale.cols()});
-    };
-    const QuantBlocks a_kind = kind(args.a, args.a_scale), b_kind = kind(args.b, args.b_scale);
-    const auto along_k = [](QuantBlocks blocks, bool k_is_row) {
-        return blocks == QuantBlocks::square ||
-               blocks == (k_is_row ? QuantBlocks::column : QuantBlocks::row);
-    };
-    if (!along_k(a_kind, args.transpose_a) || !along_k(b_kind, !args.transpose_b)) return false;
-    if (a_kind == QuantBlocks::square && b_kind == QuantBlocks::square) return false;
-    Codes a, b;
-    lay_out_codes(a, args.a, args.a_scale, a_kind, args.transpose_a, args.k_begin, s.m, s.k,
-                  stream);
-    lay_out_codes(b, args.b, args.b_scale, b_kind, !args.transpose_b, args.k_begin, s.n, s.k,
-                  stream);
+bool multiply_codes(const MatmulArgs& args, const Sides& s, const MatmulScratch& room, std::byte* c,
+                    DType c_dtype, bool accumulate, Stream stream) {
+    if (!room.codes) return false;
+    Codes a{{}, {stream, room.turned[0]}, {stream, room.scale[0]}},
+        b{{}, {stream, room.turned[1]}, {stream, room.scale[1]}};
+    lay_out_codes(a, args.a, args.a_scale, args.transpose_a, args.k_begin, s.m, s.k, stream);
+    lay_out_codes(b, args.b, args.b_scale, !args.transpose_b, args.k_begin, s.n, s.k, stream);
     b.operand.transpose = true;
     return library_gemm({.m = s.m,
                          .n = s.n,
@@ -160,12 +144,9 @@ bool multiply_codes(const MatmulArgs& args, const Sides& s, std::byte* c, DType 
 }
 
 /// In the type that both operands can be held in: bf16 with 8-bit ones, fp32 where they differ.
-void multiply_wide(const MatmulArgs& args, const Sides& s, DType type, std::byte* c, DType c_dtype,
-                   bool accumulate, Stream stream) {
-    const auto needed = [&](const ConstTensorView& x) {
-        return x.dtype == type ? 0 : x.numel() * size_of(type);
-    };
-    const Scratch wide_a(stream, needed(args.a)), wide_b(stream, needed(args.b));
+void multiply_wide(const MatmulArgs& args, const Sides& s, const MatmulScratch& room, DType type,
+                   std::byte* c, DType c_dtype, bool accumulate, Stream stream) {
+    const Scratch wide_a(stream, room.wide[0]), wide_b(stream, room.wide[1]);
     LibraryGemm g{.m = s.m,
                   .n = s.n,
                   .k = s.k,
@@ -204,20 +185,19 @@ void matmul(const MatmulArgs& args, Stream stream) {
     const DType a_type = held(args.a.dtype), b_type = held(args.b.dtype);
     const DType type = a_type == b_type ? a_type : DType::fp32;
     const DType c_type = args.c.dtype;
-    const bool at_random = args.accumulate && c_type == DType::bf16 && args.rounding.enabled();
-    const bool direct = !at_random && (c_type == type || c_type == DType::fp32);
-    std::optional<Scratch> product;
-    if (!direct) product.emplace(stream, 4 * s.m * s.n);
-    std::byte* const c = direct ? args.c.data : product->as<std::byte>();
+    const MatmulScratch room = matmul_scratch(args);
+    const bool direct = room.product == 0;
+    const Scratch product(stream, room.product);
+    std::byte* const c = direct ? args.c.data : product.as<std::byte>();
     const DType into = direct ? c_type : DType::fp32;
     const bool accumulate = direct && args.accumulate;
-    if (!multiply_codes(args, s, c, into, accumulate, stream))
-        multiply_wide(args, s, type, c, into, accumulate, stream);
+    if (!multiply_codes(args, s, room, c, into, accumulate, stream))
+        multiply_wide(args, s, room, type, c, into, accumulate, stream);
     if (direct) return;
     dispatch_dtype(c_type, [&]<Element C>(C) {
         if constexpr (!std::is_same_v<C, double>)
             launch(over("matmul: store", s.m * s.n, stream), store_kernel<C>, args.c.as<C>().data(),
-                   product->as<float>(), s.m * s.n, s.n, args.accumulate, args.rounding);
+                   product.as<float>(), s.m * s.n, s.n, args.accumulate, args.rounding);
     });
 }
 

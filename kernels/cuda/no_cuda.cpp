@@ -20,6 +20,7 @@ std::vector<DeviceInfo> list_devices(std::string& reason) {
     return {};
 }
 bool runs_kernels() { return false; }
+bool has_cudnn() { return false; }
 int toolkit_version() { return 0; }
 
 void use_device(int) { refuse(); }
@@ -28,6 +29,8 @@ std::byte* allocate(std::int64_t) { refuse(); }
 void release(std::byte*) noexcept {}
 std::byte* allocate_on(Stream, std::int64_t) { refuse(); }
 void release_on(Stream, std::byte*) noexcept {}
+void reserve_scratch(Stream, std::int64_t) { refuse(); }
+std::int64_t scratch_peak_bytes() { refuse(); }
 std::byte* allocate_pinned(std::int64_t) { refuse(); }
 void release_pinned(std::byte*) noexcept {}
 void copy_to_device(std::byte*, const std::byte*, std::int64_t, Stream) { refuse(); }

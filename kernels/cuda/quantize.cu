@@ -2,7 +2,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packs.h"
-#include "kernels/quantize.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -208,10 +208,9 @@ void dequantize(const DequantizeArgs& args, Stream stream) {
 }
 
 void quantization_loss(const QuantizationLossArgs& args, Stream stream) {
-    constexpr std::int64_t kMostWarps = 2048;
     const std::int64_t rows = args.x.rows(), cols = args.x.cols();
     const std::int64_t row_blocks = (cols + kB - 1) / kB;
-    const std::int64_t warps = std::min(rows * row_blocks, kMostWarps);
+    const std::int64_t warps = quantization_loss_warps(args.x);
     const Scratch partial(stream, 4 * warps * 8);
     dispatch_dtype(args.x.dtype, [&]<Element T>(T) {
         if constexpr (!std::is_same_v<T, double>)

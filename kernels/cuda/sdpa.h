@@ -24,6 +24,28 @@ struct SdpaShape {
     auto operator<=>(const SdpaShape&) const = default;
 };
 
+inline SdpaShape sdpa_shape(const ConstTensorView& q, const ConstTensorView& k, bool causal) {
+    const std::int64_t q_len = q.shape[1], k_len = k.shape[1], heads = q.shape[2],
+                       kv_heads = k.shape[2], dim = q.shape[3];
+    return {.dtype = q.dtype,
+            .batch = q.shape[0],
+            .q_len = q_len,
+            .k_len = k_len,
+            .n_heads = heads,
+            .n_kv_heads = kv_heads,
+            .head_dim = dim,
+            .causal = causal,
+            .q_row = heads * dim,
+            .q_batch = q_len * heads * dim,
+            .kv_row = kv_heads * dim,
+            .kv_batch = k_len * kv_heads * dim,
+            .d_kv_row = kv_heads * dim,
+            .d_kv_batch = k_len * kv_heads * dim,
+            .lse_head = q_len,
+            .lse_batch = heads * q_len,
+            .keys_batch = q_len};
+}
+
 /// The rules of the library, and of our promises about it: which one a shape breaks.
 inline std::optional<ErrorFields> sdpa_refusal(const SdpaShape& s) {
     const auto refuse = [](const char* where, const char* expected, const std::string& got,
@@ -86,6 +108,29 @@ inline SdpaSplit sdpa_split(const SdpaShape& s, std::int64_t limit_bytes) {
 inline std::int64_t sdpa_piece_keys(const SdpaShape& s, std::int64_t end) {
     const std::int64_t quarter = (s.k_len + 3) / 4;
     return std::min(s.k_len, (end + quarter - 1) / quarter * quarter);
+}
+
+/// What a plan of the library asks for beside its tensors: to the byte that of cuDNN 9.19 on sm_90
+/// (tests/acceptance/cuda_graphs). The backward has d_s in whole tiles, and with grouped heads the
+/// gradients of k and v by query head.
+constexpr std::int64_t kSdpaForwardWorkspace = 256;
+inline std::int64_t sdpa_backward_workspace(const SdpaShape& s) {
+    const auto whole = [](std::int64_t n, std::int64_t tile) {
+        return (n + tile - 1) / tile * tile;
+    };
+    const std::int64_t heads = s.batch * s.n_heads, size = size_of(s.dtype);
+    const std::int64_t grouped =
+        s.n_heads == s.n_kv_heads ? 0 : 2 * heads * s.k_len * s.head_dim * size;
+    return heads * whole(s.q_len, 64) * whole(s.k_len, 128) * size + grouped + 256;
+}
+
+inline std::int64_t sdpa_delta_bytes(const SdpaShape& s) {
+    return s.batch * s.n_heads * s.q_len * 4;
+}
+/// Of a backward by pieces of queries: d_k and d_v in fp32, summed over pieces, and a piece's own.
+inline std::int64_t sdpa_sum_bytes(const SdpaShape& s) { return 2 * s.k_len * s.head_dim * 4; }
+inline std::int64_t sdpa_part_bytes(const SdpaShape& s) {
+    return 2 * s.k_len * s.head_dim * size_of(s.dtype);
 }
 
 struct SdpaCall {

@@ -228,7 +228,7 @@ void tree_attention_forward(const TreeAttentionArgs& a, Stream stream) {
     dispatch_dtype(a.q.dtype, [&]<Element T>(T) {
         using W = Wide<T>;
         const TreeShape n = tree_shape(a);
-        const Scratch memory(stream, TreeNodes<W>::bytes(n));
+        const Scratch memory(stream, tree_node_bytes(a.k, a.rule));
         const TreeInputs<T> in = tree_inputs<T>(a, n, TreeNodes<W>::in(memory.as<W>(), n));
         build_tree(in, stream);
         attend_tree(a.out.as<T>().data(), a.lse.as<W>().data(),

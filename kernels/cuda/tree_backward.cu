@@ -64,11 +64,12 @@ void backward(const TreeAttentionBackwardArgs& a, Stream stream) {
     const TreeShape n = tree_shape(a);
     constexpr auto kSize = static_cast<std::int64_t>(sizeof(W));
     const std::int64_t rows = n.batch * n.len * n.n_heads, places = n.pairs() * n.per_pair;
-    const Scratch nodes(stream, TreeNodes<W>::bytes(n)), delta(stream, rows * kSize),
-        ends(stream, n.batch * n.len * 4), sums(stream, places * (2 * n.dim + 1) * kSize);
+    const TreeBackwardScratch room = tree_backward_scratch(a);
+    const Scratch nodes(stream, room.nodes), delta(stream, room.delta), ends(stream, room.ends),
+        sums(stream, room.sums);
     const std::int32_t *const selection = a.selection.as<std::int32_t>().data(),
                               *const key_begin = a.key_begin.as<std::int32_t>().data();
-    const SelectionLists lists(n, selection, key_begin, stream);
+    const SelectionLists lists(n, room, selection, key_begin, stream);
     W* const d_nodes = sums.as<W>();
     const TreeBackward<T> b{tree_inputs<T>(a, n, TreeNodes<W>::in(nodes.as<W>(), n)),
                             a.d_out.as<T>().data(),

@@ -23,7 +23,8 @@ CacheLayout layout_of(const TreeRule& rule, std::int64_t n_kv_heads, std::int64_
     l.v = align_up(columns * dim * value_bytes);
     l.gate = 2 * l.v;
     l.nodes = l.gate + align_up(columns * size);
-    l.bytes = l.nodes + TreeNodes<W>::bytes(l.n);
+    const ConstTensorView k{nullptr, dtype_of<W>(), {1, capacity, n_kv_heads, dim}, {}};
+    l.bytes = l.nodes + tree_node_bytes(k, rule);
     return l;
 }
 template <class T, class W = Wide<T>>

@@ -5,7 +5,6 @@
 namespace stoa::cuda {
 namespace {
 
-constexpr std::int64_t kMostEntries = 4096;  // of a chunk: they are sorted in shared memory
 constexpr std::uint32_t kNone = 0xffffffffu;
 
 /// A block a chunk of queries of one level: a bitonic sort of `count` entries, a power of two.
@@ -49,12 +48,11 @@ STOA_KERNEL void sort_kernel(std::uint32_t* entries, TreeShape n, const std::int
 
 }  // namespace
 
-SelectionLists::SelectionLists(const TreeShape& n, const std::int32_t* selection,
-                               const std::int32_t* key_begin, Stream stream)
-    : chunk(std::min(n.len, std::max<std::int64_t>(1, kMostEntries / n.slots))),
-      chunks((n.len + chunk - 1) / chunk),
-      entries(stream, n.pairs() * n.levels * chunks * chunk * n.slots * 4) {
-    require(n.slots <= kMostEntries, "tree_attention: beam", "below 4096 on a GPU",
+SelectionLists::SelectionLists(const TreeShape& n, const TreeBackwardScratch& room,
+                               const std::int32_t* selection, const std::int32_t* key_begin,
+                               Stream stream)
+    : chunk(room.chunk), chunks(room.chunks), entries(stream, room.entries) {
+    require(n.slots <= kTreeListEntries, "tree_attention: beam", "below 4096 on a GPU",
             std::to_string(n.rule.beam));
     require(n.places(0) * chunk < kNone, "tree_attention: len", "below 2^32 leaves x queries",
             std::to_string(n.len));

@@ -3,6 +3,7 @@
 // go by chunks; a chunk's entries of one level are sorted by node and query, so that a node's
 // queries are found in every chunk by bisection, in their order, and nobody adds what others add.
 #include "kernels/cuda/key_tree.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 
@@ -39,8 +40,8 @@ struct QueryLists {
 struct SelectionLists {
     std::int64_t chunk, chunks;
     Scratch entries;
-    SelectionLists(const TreeShape& n, const std::int32_t* selection, const std::int32_t* key_begin,
-                   Stream stream);
+    SelectionLists(const TreeShape& n, const TreeBackwardScratch& room,
+                   const std::int32_t* selection, const std::int32_t* key_begin, Stream stream);
     QueryLists view(const TreeShape& n) const {
         return {entries.as<std::uint32_t>(), n.levels, chunks, chunk, n.slots};
     }

@@ -19,6 +19,7 @@
 #include "kernels/core/thread_pool.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/gpu_memory.h"
 #include "launcher/pick_device.h"
 #include "launcher/worker.h"
 #include "parallel/agree.h"

@@ -5,11 +5,13 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "configs/load_run_config.h"
 #include "data/tokenizer/tokenizer.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
+#include "launcher/gpu_memory.h"
 #include "trainer/memory_advice.h"
 
 namespace po = boost::program_options;
@@ -37,11 +39,18 @@ std::string without_layer(const std::string& name) {
 }
 
 void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
-    fmt::print(
-        "\ndp rank 0, tp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}; beside "
-        "them {:.1f} that the attention kernels work in\n",
-        tp_rank, plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
-        mib(plan.activation_bytes), mib(plan.kernel_bytes));
+    if (!plan.scratch.empty())
+        fmt::print(
+            "\ndp rank 0, tp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}\n",
+            tp_rank, plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
+            mib(plan.activation_bytes));
+    else
+        fmt::print(
+            "\ndp rank 0, tp rank {}: {} bytes = {:.1f} MiB: state {:.1f}, activations {:.1f}; "
+            "beside "
+            "them {:.1f} that the attention kernels work in\n",
+            tp_rank, plan.total_bytes(), mib(plan.total_bytes()), mib(plan.state_bytes),
+            mib(plan.activation_bytes), mib(plan.kernel_bytes));
     if (all) {
         fmt::print("{}", describe_plan(plan));
         return;
@@ -64,6 +73,66 @@ void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
         fmt::print("  {:>14} B  {:>4} x {:<5} {:<16} {:<11} {}\n", k.bytes, k.count,
                    dtype_name(k.first->dtype), k.first->shape.str(),
                    lifetime_name(k.first->lifetime), name);
+    if (!plan.scratch.empty()) fmt::print("{}", describe_beside(plan));
+}
+
+/// The GPU that is planned for; without one the CPU. `known`: its memory is.
+struct Target {
+    std::optional<cuda::DeviceInfo> gpu;
+    bool known = false;
+    Device device() const { return {gpu ? DeviceKind::cuda : DeviceKind::cpu, 0}; }
+    GpuSetup setup() const {
+        // A program without CUDA plans for one that has all of it.
+        const bool cudnn = !cuda::is_built() || cuda::has_cudnn();
+        return {gpu_libraries(gpu ? gpu->capability : 0, cudnn), /*nccl=*/true};
+    }
+};
+
+Target target_of(const RunConfig& config, const po::variables_map& values) {
+    const DeviceChoice choice = config.parallel.device;
+    const bool described = values.contains("gpu");
+    if (described && choice == DeviceChoice::cpu)
+        throw ConfigError({.what = "a GPU is described, but the run computes on the CPU",
+                           .where = "--gpu",
+                           .expected = "parallel.device other than cpu",
+                           .hint = "leave out --gpu, or set parallel.device=cuda"});
+    if (described) return {parse_gpu("--gpu", values["gpu"].as<std::string>()), true};
+    if (choice == DeviceChoice::cpu) return {};
+    std::string reason;
+    const auto here = cuda::list_devices(reason);
+    if (!here.empty()) return {here.front(), true};
+    if (choice == DeviceChoice::automatic) return {};
+    return {cuda::DeviceInfo{.name = "a GPU", .capability = 90}, false};
+}
+
+void print_target(const RunConfig& config, const Target& target, const MemoryPlan& most) {
+    const cuda::DeviceInfo& gpu = *target.gpu;
+    if (!target.known) {
+        fmt::print(
+            "GPU: none here, planned for sm_{}: {}. Whether it fits: --gpu 'NVIDIA H200/90/141'\n",
+            gpu.capability, gpu_need_text(most));
+        return;
+    }
+    const GpuRoom room = room_of_described(gpu, config);
+    fmt::print("GPU: {}, sm_{}: {:.2f} GiB for a rank ({}); {}: {}\n", gpu.name, gpu.capability,
+               mib(room.of_rank()) / 1024.0, room.less,
+               gpu_need_bytes(most) <= room.of_rank() ? "fits" : "does not fit",
+               gpu_need_text(most));
+}
+
+nlohmann::json to_json(const RunConfig& config, const Target& target, const MemoryPlan& most) {
+    const GpuRoom room = room_of_described(*target.gpu, config);
+    nlohmann::json out{{"name", target.gpu->name},
+                       {"capability", target.gpu->capability},
+                       {"needed_bytes", gpu_need_bytes(most)},
+                       {"estimated_bytes",
+                        {{"libraries", kGpuLibraryBytes},
+                         {"context_and_nccl", target.gpu->memory_bytes - room.free_bytes}}}};
+    if (!target.known) return out;
+    out["memory_bytes"] = target.gpu->memory_bytes;
+    out["free_bytes"] = room.free_bytes;
+    out["fits"] = gpu_need_bytes(most) <= room.of_rank();
+    return out;
 }
 
 struct RankPlan {
@@ -73,14 +142,15 @@ struct RankPlan {
 
 // Of every rank; of a large mesh only of the first and the last dp rank, whose shares differ by at
 // most a block of rows of each parameter.
-std::vector<RankPlan> plan_ranks(const RunConfig& config) {
+std::vector<RankPlan> plan_ranks(const RunConfig& config, const Target& target) {
     constexpr int kMostRanks = 1024;
     const auto dp = static_cast<int>(config.parallel.dp), tp = static_cast<int>(config.parallel.tp);
     std::vector<RankPlan> plans;
     for (int d = 0; d < dp; ++d)
         for (int t = 0; t < tp; ++t)
             if (dp * tp <= kMostRanks || d == 0 || d == dp - 1)
-                plans.push_back({d, t, plan_memory(config, t, tp, d)});
+                plans.push_back(
+                    {d, t, plan_memory(config, t, tp, d, target.device(), target.setup())});
     return plans;
 }
 
@@ -111,7 +181,12 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
                                 {"activation_bytes", p.activation_bytes},
                                 {"kernel_bytes", p.kernel_bytes},
                                 {"rank_bytes", p.rank_bytes()},
+                                {"snapshot_bytes", p.host_bytes},
+                                {"staging_bytes", p.staging_bytes},
+                                {"scratch", nlohmann::json::object()},
                                 {"tensors", tensors}});
+        for (const PlannedScratch& s : p.scratch)
+            out["ranks"].back()["scratch"][s.op] = s.bytes;
     }
     return out;
 }
@@ -121,12 +196,13 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
 int command_plan(const Args& args) {
     CommandLine line;
     line.usage =
-        "stoa plan CONFIG [key=value ...] [--ranks N] [--memory GIB] [--all] [--json]\n"
+        "stoa plan CONFIG [key=value ...] [--ranks N] [--gpu GPU] [--memory GIB] [--all] [--json]\n"
         "       stoa plan CONFIG [key=value ...] --cluster FILE [--ranks N] [--json]";
     line.examples =
         "  stoa plan configs/tiny.yaml\n"
         "  stoa plan configs/1b.yaml model.vocab_size=32768 --ranks 64 --memory 80\n"
         "  stoa plan configs/tiny.yaml precision.recipe=r50 parallel.recompute=full\n"
+        "  stoa plan configs/1b.yaml model.vocab_size=32768 --ranks 8 --gpu 'NVIDIA H200/90/141'\n"
         "  stoa plan configs/1b.yaml --cluster configs/clusters/h100.yaml --ranks 64\n";
     line.about =
         "Prints every tensor that a rank will hold, with its lifetime, and the disk that the "
@@ -134,6 +210,9 @@ int command_plan(const Args& args) {
         "The same list places the tensors when the run starts: its total is the arena's size, to "
         "the byte.\n"
         "Data-parallel ranks share out masters and moments; the table is that of dp rank 0.\n"
+        "On a GPU (one that is here, parallel.device, or one that is described): beside the arena "
+        "the scratch\n"
+        "of the ops, pinned host memory, and whether it fits.\n"
         "With --cluster: meshes of that many devices by predicted speed, what limits each, and how "
         "far more\n"
         "devices help (docs/cost_model.md).\n"
@@ -141,6 +220,8 @@ int command_plan(const Args& args) {
     line.options.add_options()("config", po::value<std::vector<std::string>>(), "")(
         "ranks", po::value<int>(), "plan for this many ranks")(
         "cluster", po::value<std::string>(), "rank meshes on the cluster of this file")(
+        "gpu", po::value<std::string>(),
+        "plan for this GPU, NAME/CAPABILITY/GIB, and refuse, with advice, what does not fit")(
         "memory", po::value<double>(), "refuse, with advice, what takes more GiB a rank than this")(
         "all", po::bool_switch(), "every tensor instead of one line for each kind")(
         "json", po::bool_switch(), "print one JSON object");
@@ -156,6 +237,10 @@ int command_plan(const Args& args) {
                            .actual = fmt::format("{}", gib)});
     const auto words = (*values)["config"].as<std::vector<std::string>>();
     RunConfig config = load_run_config(words[0], {words.begin() + 1, words.end()}).config;
+    if (values->contains("cluster") && values->contains("gpu"))
+        throw ConfigError({.what = "--gpu and --cluster",
+                           .expected = "one of them: the cluster's file has the memory of its GPUs",
+                           .hint = "leave out --gpu"});
     if (values->contains("cluster")) {
         if (config.model.vocab_size == 0)
             config = resolve_for_vocab(config, Tokenizer::load(config.data.tokenizer).vocab_size());
@@ -175,11 +260,20 @@ int command_plan(const Args& args) {
     if (config.model.vocab_size == 0)
         config = resolve_for_vocab(config, Tokenizer::load(config.data.tokenizer).vocab_size());
 
-    const std::vector<RankPlan> plans = plan_ranks(config);
+    Target target = target_of(config, *values);
+    if (target.gpu && values->contains("memory")) {
+        target.gpu->memory_bytes =
+            static_cast<std::int64_t>((*values)["memory"].as<double>() * (1 << 30));
+        target.known = true;
+    }
+    if (target.gpu) set_levels(config, initial_policy(config, target.gpu->capability));
+    const std::vector<RankPlan> plans = plan_ranks(config, target);
     const auto [least, most] = std::ranges::minmax_element(
         plans, {}, [](const RankPlan& r) { return r.plan.rank_bytes(); });
     if ((*values)["json"].as<bool>()) {
-        fmt::print("{}\n", to_json(config, plans).dump(2));
+        nlohmann::json out = to_json(config, plans);
+        if (target.gpu) out["gpu"] = to_json(config, target, most->plan);
+        fmt::print("{}\n", out.dump(2));
     } else {
         const DiskNeed disk = plan_disk(config);
         fmt::print("{} parameters, recipe {}, dp {} x tp {}\n", count_parameters(config),
@@ -191,10 +285,14 @@ int command_plan(const Args& args) {
         fmt::print("memory: {:.1f} to {:.1f} MiB a rank, most on dp rank {}, tp rank {}\n",
                    mib(least->plan.rank_bytes()), mib(most->plan.rank_bytes()), most->dp_rank,
                    most->tp_rank);
+        if (target.gpu) print_target(config, target, most->plan);
         for (const RankPlan& r : plans)
             if (r.dp_rank == 0) print_rank(r.plan, r.tp_rank, (*values)["all"].as<bool>());
     }
-    if (values->contains("memory"))
+    if (target.known)
+        require_fits_gpu(config, most->plan, room_of_described(*target.gpu, config),
+                         target.setup());
+    if (!target.gpu && values->contains("memory"))
         require_fits(config, most->plan, 1,
                      static_cast<std::int64_t>((*values)["memory"].as<double>() * (1 << 30)));
     return 0;

@@ -120,8 +120,8 @@ struct Suite {
         ++failures;
         fmt::print(stderr, "FAILED {}\n", what);
     }
-    /// One graph for one GPU. Its kernel is compiled for that GPU, and its workspace is what the
-    /// pieces count on: d_s, the heads of a group before they are summed, and little else.
+    /// One graph for one GPU. Its kernel is compiled for that GPU, and its workspace is to the byte
+    /// what the memory plan has for it.
     nlohmann::json finalise(const std::string& what, const SdpaShape& s, bool backward,
                             const Gpu& gpu) {
         const std::int64_t images = kernels.images;
@@ -135,16 +135,10 @@ struct Suite {
         if (!kernels.compiled_for(gpu.capability) ||
             kernel.find("sm" + std::to_string(gpu.capability)) == std::string::npos)
             fail(what + ": not the kernel of this GPU: " + kernel);
-        SdpaShape tiles = s;  // cuDNN's lengths: whole tiles
-        tiles.q_len = (s.q_len + 127) / 128 * 128;
-        tiles.k_len = (s.k_len + 127) / 128 * 128;
-        const std::int64_t grouped = s.n_heads == s.n_kv_heads ? 0 : 2 * s.batch * s.n_heads;
-        const std::int64_t most =
-            (backward ? sdpa_score_bytes(tiles) + grouped * tiles.k_len * s.head_dim * 2 : 0) +
-            (std::int64_t{1} << 20);
-        if (plan.workspace_bytes < 0 || plan.workspace_bytes > most)
-            fail(fmt::format("{}: a workspace of {} bytes, expected up to {}", what,
-                             plan.workspace_bytes, most));
+        const std::int64_t planned = backward ? sdpa_backward_workspace(s) : kSdpaForwardWorkspace;
+        if (plan.workspace_bytes != planned)
+            fail(fmt::format("{}: a workspace of {} bytes, planned are {}", what,
+                             plan.workspace_bytes, planned));
         fmt::print(stderr, "{:52} {:2} steps, engine {}, {:8.1f} MiB  {}\n", what,
                    graph.steps.size(), plan.engine,
                    static_cast<double>(plan.workspace_bytes) / (1 << 20), kernel);

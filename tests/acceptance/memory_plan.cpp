@@ -90,6 +90,7 @@ RunConfig random_config(Draws& draws) {
     stage.mix["made-up"] = 1.0;
     stage.tokens = 100 * stage.seq_len;
     c.stages.push_back(stage);
+    c.parallel.device = DeviceChoice::cpu;  // a GPU's snapshot is not in the arena
     c.data.tokenizer = "tokenizer.json";
     c.data.sources.push_back({.name = "made-up", .path = "shards"});
     std::vector<Problem> problems;  // sharded gradients need a micro-batch per shard

@@ -8,6 +8,7 @@
 #include "kernels/cuda/host/fibers.h"
 #include "kernels/cuda/lane_groups.h"
 #include "kernels/cuda/transpose_codes.h"
+#include "kernels/device_scratch.h"
 #include "tests/conformance/conformance.h"
 #include "tests/support/attention_cases.h"
 #include "tests/support/execs.h"
@@ -427,6 +428,55 @@ TEST_CASE("the host cannot touch device memory but through copies") {
     copy_on_device(other.data(), buffer.data() + 4094, 2, exec.stream);
     copy_from_device(got, other.data(), 2, exec.stream);
     CHECK(got[1] == std::byte{7});
+}
+
+TEST_CASE("attention takes the scratch that its rules say, in every kind of pieces") {
+    const Exec exec = available_execs().back();
+    const DType dtype = GENERATE(DType::bf16, DType::fp32);
+    const std::int64_t batch = 2, len = 256, heads = 4, kv_heads = 2, dim = 16;
+    const std::int64_t entries = batch * len, size = entries * heads * dim * size_of(dtype);
+    const DeviceBuffer memory(16 * size);
+    fill_bytes(memory.data(), 0, memory.bytes(), exec.stream);
+    std::int64_t used = 0;
+    const auto tensor = [&](const Shape& shape, DType t) {
+        const TensorView x{memory.data() + used, t, shape, exec.device};
+        used += align_up(x.bytes(), 256);
+        return x;
+    };
+    const Shape of_q{batch, len, heads, dim}, of_k{batch, len, kv_heads, dim};
+    const AttentionBackwardArgs args{.d_q = tensor(of_q, dtype),
+                                     .d_k = tensor(of_k, dtype),
+                                     .d_v = tensor(of_k, dtype),
+                                     .d_out = tensor(of_q, dtype),
+                                     .out = tensor(of_q, dtype),
+                                     .lse = tensor({batch, heads, len}, DType::fp32),
+                                     .q = tensor(of_q, dtype),
+                                     .k = tensor(of_k, dtype),
+                                     .v = tensor(of_k, dtype),
+                                     .key_begin = tensor({entries}, DType::int32),
+                                     .key_end = tensor({entries}, DType::int32),
+                                     .causal = true};
+    REQUIRE(used <= memory.bytes());
+    // Whole, by batch entry, by kv head, by queries.
+    for (const std::int64_t score_bytes :
+         {kSdpaScoreBytes, std::int64_t{600'000}, std::int64_t{300'000}, std::int64_t{150'000}}) {
+        host::reset_scratch_peak();
+        if (!library_attention_backward(args, exec.stream, score_bytes))
+            own_attention_backward(args, exec.stream);
+        CAPTURE(dtype_name(dtype), score_bytes);
+        CHECK(host::scratch_peak() == scratch_bytes(args, {}, score_bytes));
+    }
+    host::reset_scratch_peak();
+    const AttentionArgs forward{.out = args.d_q,
+                                .lse = tensor({batch, heads, len}, DType::fp32),
+                                .q = args.q,
+                                .k = args.k,
+                                .v = args.v,
+                                .key_begin = args.key_begin,
+                                .key_end = args.key_end,
+                                .causal = true};
+    attention_forward(forward, exec);
+    CHECK(host::scratch_peak() == scratch_bytes(forward, {}));
 }
 
 TEST_CASE("device memory that is given back is used again") {

@@ -93,6 +93,17 @@ TEST_CASE("a run on a GPU has the CPU's losses and answers, and so have ranks th
     CHECK(gpu.output.find("on the CPU") == std::string::npos);
     CHECK(values("gpu", "metrics.jsonl", "loss") == losses);
     CHECK(evaluations("gpu") == evaluations("cpu"));
+    // The peak in steps is the plan, to the byte; evaluations come on top.
+    const std::vector<double> plan = values("gpu", "metrics.jsonl", "gpu_plan_b"),
+                              steps = values("gpu", "metrics.jsonl", "gpu_step_b"),
+                              peak = values("gpu", "metrics.jsonl", "gpu_peak_b");
+    REQUIRE(plan.size() > 0);
+    CHECK(plan.back() > 32 << 20);
+    CHECK(steps.back() == plan.back());
+    CHECK(peak.back() >= steps.back());
+    CHECK(gpu.output.find("GPU memory of rank 0: steps ") != std::string::npos);
+    CHECK(gpu.output.find("(+0.0 %)") != std::string::npos);
+    CHECK(values("cpu", "metrics.jsonl", "gpu_plan_b").empty());
 
     const Outcome both = train(gpu_binary(), kOneGpu, 2, "both", "'parallel.device=cuda shared'");
     INFO(both.output);
@@ -190,6 +201,25 @@ TEST_CASE("a run of every attention evaluates on a GPU and generates there what 
     check_one_error(tight, 4, {"the prompt's caches do not fit the GPU", "--max-new-tokens"});
 }
 
+TEST_CASE("stoa plan plans for the GPU that is here, or says that there is none", "[fault]") {
+    const auto plan = [&](const std::string& gpus, const std::string& overrides) {
+        return run_shell("STOA_HOST_GPUS='" + gpus + "' " + gpu_binary() + " plan " +
+                         project().path + "/run.yaml " + overrides);
+    };
+    const Outcome here = plan(kOneGpu, "");
+    INFO(here.output);
+    CHECK(here.code == 0);
+    CHECK(here.output.find("NVIDIA H100, sm_90") != std::string::npos);
+    CHECK(here.output.find("fits") != std::string::npos);
+    CHECK(plan(kOneGpu, "parallel.device=cpu").output.find("H100") == std::string::npos);
+    CHECK(plan("", "").output.find("GPU") == std::string::npos);
+    const Outcome none = plan("", "parallel.device=cuda");
+    CHECK(none.code == 0);
+    CHECK(none.output.find("GPU: none here, planned for sm_90") != std::string::npos);
+    check_one_error(plan("NVIDIA H100/90/0.25", ""), 4, {"does not fit the GPU", "of scratch"});
+    check_one_error(plan(kOneGpu, "--memory 0.3"), 4, {"does not fit the GPU", "0.3 GiB"});
+}
+
 TEST_CASE("without a GPU the run is on the CPU and says so", "[fault]") {
     const Outcome o = train(gpu_binary(), "", 1, "none", "");
     INFO(o.output);
@@ -221,5 +251,6 @@ TEST_CASE("what is wrong with the GPUs is one error of all ranks", "[fault]") {
     check_one_error(train(gpu_binary(), "NVIDIA H100/90/80,NVIDIA A100/80/40", 2, "c", ""), 5,
                     {"several architectures", "rank 1 on"});
     check_one_error(train(gpu_binary(), "NVIDIA H100/90/0.25", 1, "d", ""), 4,
-                    {"does not fit the GPU", "NVIDIA H100", "planned"});
+                    {"does not fit the GPU", "NVIDIA H100", "planned", "of arena (state",
+                     "of scratch (matmul)", "an estimated 0.25", "free beside context and NCCL"});
 }

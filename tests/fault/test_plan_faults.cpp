@@ -85,6 +85,51 @@ TEST_CASE("stoa plan refuses wrong numbers") {
     }
 }
 
+TEST_CASE("stoa plan --gpu plans for a GPU that need not be here", "[fault]") {
+    const Outcome o = plan("--gpu 'NVIDIA H200/90/141' --ranks 2 --json");
+    CAPTURE(o.output);
+    REQUIRE(o.code == 0);
+    const json j = json::parse(o.output), &gpu = j["gpu"], &rank = j["ranks"][0];
+    CHECK(gpu["name"] == "NVIDIA H200");
+    CHECK(gpu["fits"] == true);
+    CHECK(gpu["needed_bytes"] == rank["rank_bytes"].get<std::int64_t>() +
+                                     gpu["estimated_bytes"]["libraries"].get<std::int64_t>());
+    std::int64_t most = 0;
+    for (const auto& [op, bytes] : rank["scratch"].items())
+        most = std::max(most, bytes.get<std::int64_t>());
+    CHECK(rank["kernel_bytes"] == most);
+    CHECK(most >= 32 << 20);  // cuBLASLt's workspace
+    CHECK(rank["snapshot_bytes"] > 0);
+    CHECK(rank["staging_bytes"] > 0);
+    const json cpu = json::parse(plan("--ranks 2 --json").output);
+    CHECK_FALSE(cpu.contains("gpu"));
+    CHECK(cpu["ranks"][0]["scratch"].empty());
+    const Outcome text = plan("--gpu 'NVIDIA H200/90/141'");
+    for (const char* part : {"GPU: NVIDIA H200, sm_90", "fits", "scratch of the largest op",
+                             "attention_backward", "pinned host memory: the snapshot"})
+        CHECK(text.output.find(part) != std::string::npos);
+}
+
+TEST_CASE("stoa plan --gpu refuses what does not fit with advice, and what describes no GPU",
+          "[fault]") {
+    const Outcome o = plan("precision.recipe=fp32 parallel.recompute=none --gpu 'small/90/0.812'");
+    CAPTURE(o.output);
+    CHECK(o.code == 4);
+    for (const char* part : {"does not fit the GPU", "(small, 0.8 GiB)",
+                             "estimated 0.50 for the context", "of scratch (matmul)", " GiB with "})
+        CHECK(o.output.find(part) != std::string::npos);
+    CHECK(o.output.find("blocking") == std::string::npos);  // the snapshot is not in its memory
+    for (const char* bad :
+         {"--gpu H200", "--gpu H200/90", "--gpu H200/9.0/141", "--gpu T4/75/16", "--gpu H200/90/0",
+          "--gpu H200/90/many", "--gpu H200/90/141 parallel.device=cpu",
+          "--gpu H200/90/141 --cluster nowhere.yaml"}) {
+        const Outcome refused = plan(bad);
+        CAPTURE(bad, refused.output);
+        CHECK(refused.code == 2);
+        CHECK(refused.output.find("--gpu") != std::string::npos);
+    }
+}
+
 TEST_CASE("stoa plan --cluster names what is wrong with the cluster, or the number of devices",
           "[fault]") {
     const std::string config = source_dir() + "/configs/1b.yaml model.vocab_size=65536";

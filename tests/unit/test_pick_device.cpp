@@ -1,7 +1,6 @@
 // Which GPU each rank gets, and every way in which it gets none, on described machines.
 #include "launcher/pick_device.h"
 #include "tests/support/catch.h"
-#include "tests/support/tiny_run.h"
 
 using namespace stoa;
 using namespace stoa::test;
@@ -103,31 +102,4 @@ TEST_CASE("GPUs of several kinds: other memory is a notice, another architecture
     cuda::DeviceInfo old{"Tesla T4", 75, 16 * kGiB, "a"};
     check_says(refusal_of_all(DeviceChoice::automatic, {{"n1", {old}, ""}}),
                {"too old", "sm_80 or newer", "Tesla T4, sm_75"});
-}
-
-TEST_CASE("a plan that does not fit the GPU is refused with both numbers") {
-    const RunConfig config = tiny_config({}, 1, 1);
-    const MemoryPlan plan{.state_bytes = 30 * kGiB, .activation_bytes = 20 * kGiB};
-    const DevicePick alone{.device = {DeviceKind::cuda, 3}, .sharers = 1},
-        shared{.device = {DeviceKind::cuda, 3}, .sharers = 2};
-    CHECK_NOTHROW(require_fits_gpu(config, plan, alone, h100("a"), 79 * kGiB));
-    std::string text;
-    try {
-        require_fits_gpu(config, plan, shared, h100("a"), 79 * kGiB);
-    } catch (const MemoryError& e) {
-        CHECK(e.code() == ExitCode::memory);
-        text = e.what();
-    }
-    check_says(text, {"GPU 3 (NVIDIA H100, 80.0 GiB)", "39.25 GiB for each of 2 ranks",
-                      "79.00 GiB are free", "workspaces", "50.00 GiB planned"});
-}
-
-TEST_CASE("the snapshot of a GPU's run lies in host memory") {
-    const RunConfig config = tiny_config({}, 1, 1);
-    const MemoryPlan cpu = plan_memory(config, 0, 1),
-                     gpu = plan_memory(config, 0, 1, 0, {DeviceKind::cuda, 0});
-    CHECK(gpu.host_bytes > 0);
-    CHECK(cpu.host_bytes == 0);
-    CHECK(gpu.state_bytes < cpu.state_bytes);
-    CHECK(gpu.activation_bytes == cpu.activation_bytes);
 }

@@ -15,6 +15,7 @@
 #include "kernels/quantize.h"
 #include "kernels/working_memory.h"
 #include "trainer/model/attend.h"
+#include "trainer/model/gpu_plan.h"
 
 namespace stoa {
 namespace {
@@ -306,8 +307,24 @@ std::map<LayerAttention, std::int64_t> kernel_bytes(const RunConfig& config, con
 
 }  // namespace
 
+namespace {
+
+// Of each op the most of both lists, largest first.
+void add_most(std::vector<PlannedScratch>& all, const std::vector<PlannedScratch>& more) {
+    for (const PlannedScratch& m : more) {
+        const auto same = std::ranges::find(all, m.op, &PlannedScratch::op);
+        if (same == all.end())
+            all.push_back(m);
+        else
+            same->bytes = std::max(same->bytes, m.bytes);
+    }
+    std::ranges::stable_sort(all, std::greater{}, &PlannedScratch::bytes);
+}
+
+}  // namespace
+
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank,
-                       Device device) {
+                       Device device, const GpuSetup& gpu) {
     LocalDims dims = local_dims(config, tp_rank, tp_size);
     Placer state;
     const ModelState model = layout_model_state(state, config, dims, longest_sequence(config),
@@ -316,19 +333,32 @@ MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp
     layout_snapshot(device.is_cuda() ? host : state, config, model, tp_rank, dp_rank, device);
     Placer activations;  // of the stage that needs most
     std::map<LayerAttention, std::int64_t> kernels;
+    std::vector<PlannedScratch> scratch;
+    PlannedStaging staging;
     for (const StageConfig& stage : config.stages) {
         set_attention(dims, attention_of(config, stage));
         Placer here;
         layout_activations(here, config, dims, config.batch.micro_batch, stage.seq_len);
         if (here.bytes() > activations.bytes()) activations = here;
-        if (device.is_cuda()) continue;  // its kernels keep nothing of their own
+        if (device.is_cuda()) {  // its kernels keep nothing of their own from call to call
+            add_most(scratch,
+                     plan_scratch(config, dims, stage.seq_len, tp_rank, tp_size, dp_rank, gpu.has));
+            const PlannedStaging s =
+                plan_staging(config, dims, stage.seq_len, tp_rank, tp_size, dp_rank, gpu.nccl);
+            staging = {std::max(staging.tp, s.tp), std::max(staging.dp, s.dp),
+                       std::max(staging.dp_beside, s.dp_beside)};
+            continue;
+        }
         for (const auto& [kind, bytes] : kernel_bytes(config, dims, stage.seq_len))
             kernels[kind] = std::max(kernels[kind], bytes);
     }
     MemoryPlan plan{.tensors = state.tensors(),
                     .state_bytes = state.bytes(),
                     .activation_bytes = activations.bytes(),
-                    .host_bytes = host.bytes()};
+                    .scratch = std::move(scratch),
+                    .host_bytes = host.bytes(),
+                    .staging_bytes = staging.bytes()};
+    if (!plan.scratch.empty()) plan.kernel_bytes = plan.scratch.front().bytes;
     for (const auto& [kind, bytes] : kernels)
         plan.kernel_bytes += bytes;
     for (PlannedTensor t : activations.tensors()) {
@@ -336,6 +366,19 @@ MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp
         plan.tensors.push_back(std::move(t));
     }
     return plan;
+}
+
+std::string describe_beside(const MemoryPlan& plan) {
+    const auto line = [](std::int64_t bytes, const std::string& what) {
+        return fmt::format("  {:>14} B  {}\n", bytes, what);
+    };
+    if (plan.scratch.empty())
+        return line(plan.kernel_bytes, "beside the plan: working memory of the attention kernels");
+    std::string text = line(plan.kernel_bytes, "beside the arena: scratch of the largest op");
+    for (const PlannedScratch& s : plan.scratch)
+        text += line(s.bytes, "    " + s.op);
+    return text + line(plan.host_bytes, "pinned host memory: the snapshot of a checkpoint") +
+           line(plan.staging_bytes, "pinned host memory: collectives that go through the host");
 }
 
 std::string describe_plan(const MemoryPlan& plan) {
@@ -351,12 +394,7 @@ std::string describe_plan(const MemoryPlan& plan) {
     for (const PlannedTensor& t : sorted)
         text += fmt::format("  {:>12} B  {:<11} {:<5} {:<28} {}\n", t.bytes(),
                             lifetime_name(t.lifetime), dtype_name(t.dtype), t.shape.str(), t.name);
-    text += fmt::format("  {:>12} B  beside the plan: working memory of the attention kernels\n",
-                        plan.kernel_bytes);
-    if (plan.host_bytes > 0)
-        text += fmt::format("  {:>12} B  in host memory: the snapshot of a checkpoint\n",
-                            plan.host_bytes);
-    return text;
+    return text + describe_beside(plan);
 }
 
 }  // namespace stoa

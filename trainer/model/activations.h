@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/core/arena.h"
+#include "kernels/device_scratch.h"
 #include "trainer/model/params.h"
 
 namespace stoa {
@@ -101,18 +102,35 @@ Activations layout_activations(Placer& placer, const RunConfig& config, const Lo
 TensorView layout_snapshot(Placer& placer, const RunConfig& config, const ModelState& state,
                            int tp_rank, int dp_rank, Device device = {});
 
+/// The most that an op of a GPU holds beside its arguments while it runs.
+struct PlannedScratch {
+    std::string op;
+    std::int64_t bytes = 0;
+};
+/// What decides a GPU's part of the plan beside its shapes.
+struct GpuSetup {
+    GpuLibraries has;
+    bool nccl = false;  // the ranks' collectives can go from GPU to GPU
+};
+
 /// The whole plan of one rank: state, then the activations of the stage that needs most. Beside
 /// this arena, what the attention kernels keep (kernels/working_memory.h): of each kind of
-/// attention what the stage that needs most of it does.
+/// attention what the stage that needs most of it does. Of a GPU: the scratch of the op that needs
+/// most in any stage (gpu_plan.h), for the ops of a stream follow one another.
 struct MemoryPlan {
     std::vector<PlannedTensor> tensors;
     std::int64_t state_bytes = 0, activation_bytes = 0, kernel_bytes = 0;
-    std::int64_t host_bytes = 0;  // of a GPU: the snapshot, which lies in host memory
+    // Of a GPU: by op, largest first; and pinned host memory for the snapshot and for collectives
+    // that go through the host.
+    std::vector<PlannedScratch> scratch;
+    std::int64_t host_bytes = 0, staging_bytes = 0;
     std::int64_t total_bytes() const { return state_bytes + activation_bytes; }
     std::int64_t rank_bytes() const { return total_bytes() + kernel_bytes; }
 };
 MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp_rank = 0,
-                       Device device = {});
+                       Device device = {}, const GpuSetup& gpu = {});
+/// What lies beside the arena, a line each.
+std::string describe_beside(const MemoryPlan& plan);
 /// A table of the plan, largest first, per lifetime.
 std::string describe_plan(const MemoryPlan& plan);
 std::int64_t longest_sequence(const RunConfig& config);

@@ -4,6 +4,7 @@
 
 #include "kernels/quantize.h"
 #include "parallel/collectives.h"
+#include "parallel/staged.h"
 
 namespace stoa {
 namespace {
@@ -111,6 +112,20 @@ void await_work(ModelState& s, const Mesh& mesh, const Exec& exec) {
     for (const Unit& u : s.units)
         mesh.gather_queue().wait(u.work_ticket, exec.stream);
     std::ranges::fill(s.gathered, -1);  // what is there is from before the update
+}
+
+std::int64_t dp_staging_bytes(const ModelState& s, bool staged_sums, bool staged_copies) {
+    std::int64_t most = 0;
+    for (std::size_t u = 0; u < s.units.size(); ++u) {
+        if (params_of(s, u).front().owners.empty()) {
+            for (const Param& p : params_of(s, u))
+                most = std::max(most, staged_chain_bytes(p.shard_grad));
+            continue;
+        }
+        if (staged_sums) most = std::max(most, staged_sum_bytes(grad_parts(s, u)));
+        if (staged_copies) most = std::max(most, staged_copy_bytes(work_parts(s, u)));
+    }
+    return most;
 }
 
 void refresh_work(ModelState& s, const Mesh& mesh, const Exec& exec) {

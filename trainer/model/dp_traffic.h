@@ -33,4 +33,8 @@ void await_work(ModelState& s, const Mesh& mesh, const Exec& exec);
 /// from them.     comm: as start_work_gather
 void refresh_work(ModelState& s, const Mesh& mesh, const Exec& exec);
 
+/// Host memory that one of these takes at most where the tensors are a GPU's: sums where they are
+/// `staged_sums`, gathers where those are `staged_copies` (parallel/staged.h).
+std::int64_t dp_staging_bytes(const ModelState& s, bool staged_sums, bool staged_copies);
+
 }  // namespace stoa

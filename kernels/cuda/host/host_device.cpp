@@ -1,18 +1,22 @@
 // kernels/cuda/device.h where kernels run on the host: copies are made as they are for a GPU.
 // Only they and kernels open device memory (device_pages.h), in the order of streams.h.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
+#include <utility>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/host/streams.h"
 #include "kernels/device_errors.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -66,6 +70,7 @@ void fail_when_told() {
 std::int64_t host::waits() { return waited; }
 
 bool runs_kernels() { return true; }
+bool has_cudnn() { return true; }
 int toolkit_version() { return 13000; }  // described, as the GPUs are
 // $STOA_HOST_GPUS describes them, for tests: "NVIDIA H100/90/80, ..." is name, capability and GiB.
 std::vector<DeviceInfo> list_devices(std::string& reason) {
@@ -96,14 +101,81 @@ void release(std::byte* data) noexcept {
     finish_quietly();  // a driver waits likewise
     host::give_back(data);
 }
+
+namespace {
+
+// Of allocate_on and of CountedScratch.
+struct ScratchCount {
+    std::mutex mutex;
+    std::int64_t held = 0, most = 0, of_op = 0;
+    std::set<std::int64_t> of_ops;
+    std::map<std::byte*, std::int64_t> pieces;
+    void add(std::int64_t bytes) {
+        held += bytes;
+        most = std::max(most, held);
+        of_op = std::max(of_op, held);
+        if (held == 0) of_ops.insert(std::exchange(of_op, 0));
+    }
+};
+ScratchCount& scratch() {
+    static ScratchCount* const count = new ScratchCount;  // as the pinned pieces
+    return *count;
+}
+
+}  // namespace
+
+// Counted as the host gives work; what is recorded was counted when it ran by itself.
 std::byte* allocate_on(Stream stream, std::int64_t bytes) {
-    host::Recording* const r = host::recording();
-    return r == nullptr ? allocate(bytes) : r->take_scratch(stream, bytes);
+    if (host::Recording* const r = host::recording()) return r->take_scratch(stream, bytes);
+    std::byte* const data = allocate(bytes);
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().add(scratch().pieces[data] = scratch_room(bytes));
+    return data;
 }
 void release_on(Stream stream, std::byte* data) noexcept {
     if (host::Recording* const r = host::recording()) return r->give_back_scratch(data);
+    {
+        const std::scoped_lock lock(scratch().mutex);
+        const auto piece = scratch().pieces.find(data);
+        if (piece != scratch().pieces.end()) {
+            scratch().add(-piece->second);
+            scratch().pieces.erase(piece);
+        }
+    }
     host::enqueue(stream, [data] { host::give_back(data); });
 }
+void reserve_scratch(Stream, std::int64_t) { host::reset_scratch_peak(); }
+
+namespace host {
+
+CountedScratch::CountedScratch(std::int64_t bytes)
+    : bytes_(recording() == nullptr ? scratch_room(bytes) : 0) {
+    if (bytes_ == 0) return;
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().add(bytes_);
+}
+CountedScratch::~CountedScratch() {
+    if (bytes_ == 0) return;
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().add(-bytes_);
+}
+std::int64_t scratch_peak() {
+    const std::scoped_lock lock(scratch().mutex);
+    return scratch().most;
+}
+std::set<std::int64_t> scratch_peaks_of_ops() {
+    const std::scoped_lock lock(scratch().mutex);
+    return scratch().of_ops;
+}
+void reset_scratch_peak() {
+    const std::scoped_lock lock(scratch().mutex);
+    scratch().most = scratch().held;
+    scratch().of_ops.clear();
+}
+
+}  // namespace host
+
+std::int64_t scratch_peak_bytes() { return host::scratch_peak(); }
 
 std::byte* allocate_pinned(std::int64_t bytes) {
     auto* const data =

@@ -5,6 +5,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/library_gemm.h"
+#include "kernels/device_scratch.h"
 
 namespace stoa::cuda {
 namespace {
@@ -55,6 +56,7 @@ void compute(const LibraryGemm& g) {
 }  // namespace
 
 bool library_gemm(const LibraryGemm& g, Stream stream) {
+    const host::CountedScratch workspace(kGemmWorkspaceBytes);
     host::start(
         {.name = "library product", .blocks = 1, .threads = 1, .stream = stream}, nullptr,
         [g] { compute(g); }, g);

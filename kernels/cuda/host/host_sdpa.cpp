@@ -229,6 +229,7 @@ struct Interpreter {
 
 bool library_sdpa_forward(const SdpaCall& call, Stream stream) {
     if (sdpa_refusal(call.shape)) return false;
+    const host::CountedScratch workspace(kSdpaForwardWorkspace);
     host::start(
         {.name = "library attention", .blocks = 1, .threads = 1, .stream = stream}, nullptr,
         [call, graph = sdpa_forward_graph(call.shape)] { Interpreter(graph, call).run(); }, call);
@@ -237,6 +238,8 @@ bool library_sdpa_forward(const SdpaCall& call, Stream stream) {
 
 bool library_sdpa_backward(const SdpaCall& call, Stream stream) {
     if (sdpa_refusal(call.shape)) return false;
+    const host::CountedScratch delta(sdpa_delta_bytes(call.shape)),
+        workspace(sdpa_backward_workspace(call.shape));
     host::start(
         {.name = "library attention_backward", .blocks = 1, .threads = 1, .stream = stream},
         nullptr,
