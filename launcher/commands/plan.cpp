@@ -13,6 +13,7 @@
 #include "launcher/commands.h"
 #include "launcher/gpu_memory.h"
 #include "trainer/memory_advice.h"
+#include "trainer/precision_policy.h"
 
 namespace po = boost::program_options;
 
