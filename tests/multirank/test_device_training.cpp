@@ -148,19 +148,21 @@ TEST_CASE("so do layers that select keys, but for those with rows that the host 
 
 TEST_CASE("what is baked into a graph and changes is found", "[multirank]") {
     if (world_size() > 2) return;
+    const Mesh mesh;
     TrainState s = graph_state(graph_options(Recipe::fp32));
-    tiny_steps(s, Mesh{}, 0, 1, device());
+    tiny_steps(s, mesh, 0, 1, device());
     s.config.model.norm_eps *= 2.0;
-    CHECK_THROWS_WITH(tiny_steps(s, Mesh{}, 1, 2, device()),
+    CHECK_THROWS_WITH(tiny_steps(s, mesh, 1, 2, device()),
                       Catch::Contains("rms_norm") && Catch::Contains("argument"));
 }
 
 TEST_CASE("graphs outlive an evaluation, and begin anew with another shape", "[multirank]") {
     if (world_size() > 2) return;
+    const Mesh mesh;
     TrainState s = graph_state(graph_options(Recipe::fp32));
     const std::int64_t base = cuda::host::graph_counts().recorded;
     const auto recorded = [&] { return cuda::host::graph_counts().recorded - base; };
-    tiny_steps(s, Mesh{}, 0, 2, device());
+    tiny_steps(s, mesh, 0, 2, device());
     const std::int64_t all = recorded();
     MicroBatch half = tiny_batch(s.config, 0, 0);
     half.seq_len /= 2;
@@ -168,12 +170,12 @@ TEST_CASE("graphs outlive an evaluation, and begin anew with another shape", "[m
         ids->resize(static_cast<std::size_t>(half.seq_len));
     load_micro_batch(s, half, device());
     const std::int64_t before = replays();
-    model_forward(s, Mesh{}, device());  // rows of its own
+    model_forward(s, mesh, device());  // rows of its own
     CHECK(replays() == before);
-    tiny_steps(s, Mesh{}, 2, 3, device());
+    tiny_steps(s, mesh, 2, 3, device());
     CHECK(recorded() == all);
     s.config.stages[0].seq_len /= 2;
-    tiny_steps(s, Mesh{}, 3, 5, device());
+    tiny_steps(s, mesh, 3, 5, device());
     CHECK(recorded() == 2 * all);
 }
 
