@@ -40,7 +40,7 @@ CommandLine generate_line() {
     CommandLine line{
         .usage =
             "stoa generate RUN_DIR (--prompt TEXT | --prompt-file FILE | --family NAME [--n N]) "
-            "[parallel.KEY=VALUE ...]",
+            "[parallel.device=WHERE]",
         .examples =
             "stoa generate runs/tiny --prompt 'Once upon a time'\n"
             "stoa generate runs/tiny --prompt 'Problem: Compute 3 + 5 + 4.\\n'\n"
@@ -66,7 +66,7 @@ CommandLine generate_line() {
         "cache", po::value<std::string>()->default_value("wide"),
         "wide, or fp8: tree layers keep what has left the window in 8 bits")(
         "set", po::value<std::vector<std::string>>()->multitoken(),
-        "the run's parallel.device, changed (may be given without --set)");
+        "another parallel.device than the run's (may be given without --set)");
     line.positional.add("run", 1).add("set", -1);
     return line;
 }
@@ -182,9 +182,9 @@ Trained load_trained(const po::variables_map& o, Mesh& mesh, bool& together) {
         std::vector<std::string> changed;
         if (o.count("set") > 0) changed = o["set"].as<std::vector<std::string>>();
         for (const std::string& c : changed)
-            if (!c.starts_with("parallel."))
+            if (!c.starts_with("parallel.device="))
                 throw ConfigError({.what = "only where a run computes can be changed here",
-                                   .expected = "parallel.device=... or parallel.threads=...",
+                                   .expected = "parallel.device=...",
                                    .actual = c,
                                    .hint = "the rest is as it was trained"});
         t.config = load_run_config(run_dir + "/resolved.yaml", changed).config;
