@@ -5,13 +5,12 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "configs/load_run_config.h"
 #include "data/tokenizer/tokenizer.h"
 #include "launcher/cli.h"
 #include "launcher/commands.h"
-#include "launcher/gpu_memory.h"
+#include "launcher/commands/plan_target.h"
 #include "trainer/memory_advice.h"
 #include "trainer/precision_policy.h"
 
@@ -77,65 +76,6 @@ void print_rank(const MemoryPlan& plan, int tp_rank, bool all) {
     if (!plan.scratch.empty()) fmt::print("{}", describe_beside(plan));
 }
 
-/// The GPU that is planned for; without one the CPU. `known`: its memory is.
-struct Target {
-    std::optional<cuda::DeviceInfo> gpu;
-    bool known = false;
-    Device device() const { return {gpu ? DeviceKind::cuda : DeviceKind::cpu, 0}; }
-    GpuSetup setup() const {
-        // A program without CUDA plans for one that has all of it.
-        const bool cudnn = !cuda::is_built() || cuda::has_cudnn();
-        return {gpu_libraries(gpu ? gpu->capability : 0, cudnn), /*nccl=*/true};
-    }
-};
-
-Target target_of(const RunConfig& config, const po::variables_map& values) {
-    const DeviceChoice choice = config.parallel.device;
-    const bool described = values.contains("gpu");
-    if (described && choice == DeviceChoice::cpu)
-        throw ConfigError({.what = "a GPU is described, but the run computes on the CPU",
-                           .where = "--gpu",
-                           .expected = "parallel.device other than cpu",
-                           .hint = "leave out --gpu, or set parallel.device=cuda"});
-    if (described) return {parse_gpu("--gpu", values["gpu"].as<std::string>()), true};
-    if (choice == DeviceChoice::cpu) return {};
-    std::string reason;
-    const auto here = cuda::list_devices(reason);
-    if (!here.empty()) return {here.front(), true};
-    if (choice == DeviceChoice::automatic) return {};
-    return {cuda::DeviceInfo{.name = "a GPU", .capability = 90}, false};
-}
-
-void print_target(const RunConfig& config, const Target& target, const MemoryPlan& most) {
-    const cuda::DeviceInfo& gpu = *target.gpu;
-    if (!target.known) {
-        fmt::print(
-            "GPU: none here, planned for sm_{}: {}. Whether it fits: --gpu 'NVIDIA H200/90/141'\n",
-            gpu.capability, gpu_need_text(most));
-        return;
-    }
-    const GpuRoom room = room_of_described(gpu, config);
-    fmt::print("GPU: {}, sm_{}: {:.2f} GiB for a rank ({}); {}: {}\n", gpu.name, gpu.capability,
-               mib(room.of_rank()) / 1024.0, room.less,
-               gpu_need_bytes(most) <= room.of_rank() ? "fits" : "does not fit",
-               gpu_need_text(most));
-}
-
-nlohmann::json to_json(const RunConfig& config, const Target& target, const MemoryPlan& most) {
-    const GpuRoom room = room_of_described(*target.gpu, config);
-    nlohmann::json out{{"name", target.gpu->name},
-                       {"capability", target.gpu->capability},
-                       {"needed_bytes", gpu_need_bytes(most)},
-                       {"estimated_bytes",
-                        {{"libraries", kGpuLibraryBytes},
-                         {"context_and_nccl", target.gpu->memory_bytes - room.free_bytes}}}};
-    if (!target.known) return out;
-    out["memory_bytes"] = target.gpu->memory_bytes;
-    out["free_bytes"] = room.free_bytes;
-    out["fits"] = gpu_need_bytes(most) <= room.of_rank();
-    return out;
-}
-
 struct RankPlan {
     int dp_rank, tp_rank;
     MemoryPlan plan;
@@ -143,7 +83,7 @@ struct RankPlan {
 
 // Of every rank; of a large mesh only of the first and the last dp rank, whose shares differ by at
 // most a block of rows of each parameter.
-std::vector<RankPlan> plan_ranks(const RunConfig& config, const Target& target) {
+std::vector<RankPlan> plan_ranks(const RunConfig& config, const PlanTarget& target) {
     constexpr int kMostRanks = 1024;
     const auto dp = static_cast<int>(config.parallel.dp), tp = static_cast<int>(config.parallel.tp);
     std::vector<RankPlan> plans;
@@ -261,19 +201,14 @@ int command_plan(const Args& args) {
     if (config.model.vocab_size == 0)
         config = resolve_for_vocab(config, Tokenizer::load(config.data.tokenizer).vocab_size());
 
-    Target target = target_of(config, *values);
-    if (target.gpu && values->contains("memory")) {
-        target.gpu->memory_bytes =
-            static_cast<std::int64_t>((*values)["memory"].as<double>() * (1 << 30));
-        target.known = true;
-    }
+    const PlanTarget target = plan_target(config, *values);
     if (target.gpu) set_levels(config, initial_policy(config, target.gpu->capability));
     const std::vector<RankPlan> plans = plan_ranks(config, target);
     const auto [least, most] = std::ranges::minmax_element(
         plans, {}, [](const RankPlan& r) { return r.plan.rank_bytes(); });
     if ((*values)["json"].as<bool>()) {
         nlohmann::json out = to_json(config, plans);
-        if (target.gpu) out["gpu"] = to_json(config, target, most->plan);
+        if (target.gpu) out["gpu"] = target_json(config, target, most->plan);
         fmt::print("{}\n", out.dump(2));
     } else {
         const DiskNeed disk = plan_disk(config);
@@ -286,7 +221,7 @@ int command_plan(const Args& args) {
         fmt::print("memory: {:.1f} to {:.1f} MiB a rank, most on dp rank {}, tp rank {}\n",
                    mib(least->plan.rank_bytes()), mib(most->plan.rank_bytes()), most->dp_rank,
                    most->tp_rank);
-        if (target.gpu) print_target(config, target, most->plan);
+        if (target.gpu) fmt::print("{}\n", target_text(config, target, most->plan));
         for (const RankPlan& r : plans)
             if (r.dp_rank == 0) print_rank(r.plan, r.tp_rank, (*values)["all"].as<bool>());
     }

@@ -3,7 +3,6 @@
 #include "tests/support/catch.h"
 
 using namespace stoa;
-using namespace stoa::test;
 
 namespace {
 
