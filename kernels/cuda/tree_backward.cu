@@ -62,7 +62,6 @@ STOA_KERNEL void query_kernel(T* d_q, TreeBackward<T> b) {
 template <class T, class W = Wide<T>>
 void backward(const TreeAttentionBackwardArgs& a, Stream stream) {
     const TreeShape n = tree_shape(a);
-    constexpr auto kSize = static_cast<std::int64_t>(sizeof(W));
     const std::int64_t rows = n.batch * n.len * n.n_heads, places = n.pairs() * n.per_pair;
     const TreeBackwardScratch room = tree_backward_scratch(a);
     const Scratch nodes(stream, room.nodes), delta(stream, room.delta), ends(stream, room.ends),

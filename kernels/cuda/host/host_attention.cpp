@@ -1,6 +1,7 @@
 // The CPU's dense attention on device memory, where a program compares bits with the CPU: the sums
 // of cuDNN and of our own kernels have other orders. Their scratch is counted by the rule.
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/device_scratch.h"

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/library_gemm.h"
 #include "kernels/device_scratch.h"

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cuda/host/device_pages.h"
 #include "kernels/cuda/host/recording.h"
 #include "kernels/cuda/sdpa_graph.h"
 
