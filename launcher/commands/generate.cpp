@@ -324,8 +324,9 @@ int command_generate(const Args& args) {
         // agreed: every rank is here with it, and the first one tells.
         if (e.code() == ExitCode::memory && !together)
             leave_alone(session, ExitCode::memory, e.what());
+        // Before any rank leaves: mpirun ends the others with the first that does.
+        if (session.rank() == 0) log_error("{}", e.what());
         session.close();
-        if (session.rank() == 0) throw;
         return static_cast<int>(e.code());
     } catch (const std::bad_alloc&) {
         leave_alone(session, ExitCode::memory, "out of memory");
