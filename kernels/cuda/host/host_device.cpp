@@ -37,12 +37,6 @@ bool is_pinned(const std::byte* address) {
     const auto& [begin, bytes] = *std::prev(after);
     return address < begin + bytes;
 }
-void finish_quietly() noexcept {
-    try {
-        host::finish_all();
-    } catch (...) {  // whoever waits for the stream has the errors
-    }
-}
 
 }  // namespace
 
@@ -75,7 +69,7 @@ std::int64_t free_bytes() {
 
 void release(std::byte* data) noexcept {
     if (data == nullptr) return;
-    finish_quietly();  // a driver waits likewise
+    host::finish_quietly();  // a driver waits likewise
     host::give_back(data);
 }
 std::byte* allocate_on(Stream, std::int64_t bytes) { return allocate(bytes); }
@@ -93,7 +87,7 @@ std::byte* allocate_pinned(std::int64_t bytes) {
 }
 void release_pinned(std::byte* data) noexcept {
     if (data == nullptr) return;
-    finish_quietly();  // a driver waits likewise
+    host::finish_quietly();  // a driver waits likewise
     {
         const std::scoped_lock lock(pinned().mutex);
         pinned().pieces.erase(data);
