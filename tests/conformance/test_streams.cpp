@@ -127,6 +127,18 @@ TEST_CASE("the host sees a stream's work when it has waited for it, and not befo
     CHECK(read_back<float>(p.x.view, p.exec()).front() == 5.0f);
 }
 
+TEST_CASE("an op's error comes from the wait that makes it run, or the next one") {
+    const Exec exec = available_execs().back();
+    const host::OrderScope scope(Order::on_demand, exec.stream);
+    const auto fail = [] { throw DeviceError({.what = "a finding"}); };
+    host::enqueue(exec.stream, fail);
+    CHECK_THROWS_AS(synchronize(exec), DeviceError);
+    host::enqueue(exec.stream, fail);
+    { const DeviceBuffer buffer(64); }  // waits, and cannot throw
+    CHECK_THROWS_AS(synchronize(exec), DeviceError);
+    synchronize(exec);
+}
+
 TEST_CASE("an op keeps its scratch memory until it has run") {
     const Exec exec = available_execs().back();
     const host::OrderScope scope(Order::on_demand, exec.stream);

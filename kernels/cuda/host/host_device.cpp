@@ -44,12 +44,6 @@ bool is_pinned(const std::byte* address) {
     const auto& [begin, bytes] = *std::prev(after);
     return address < begin + bytes;
 }
-void finish_quietly() noexcept {
-    try {
-        host::finish_all();
-    } catch (...) {  // whoever waits for the stream has the errors
-    }
-}
 
 thread_local int current_gpu = 0;
 
@@ -98,7 +92,7 @@ std::int64_t free_bytes() {
 
 void release(std::byte* data) noexcept {
     if (data == nullptr) return;
-    finish_quietly();  // a driver waits likewise
+    host::finish_quietly();  // a driver waits likewise
     host::give_back(data);
 }
 
@@ -187,7 +181,7 @@ std::byte* allocate_pinned(std::int64_t bytes) {
 }
 void release_pinned(std::byte* data) noexcept {
     if (data == nullptr) return;
-    finish_quietly();  // a driver waits likewise
+    host::finish_quietly();  // a driver waits likewise
     {
         const std::scoped_lock lock(pinned().mutex);
         pinned().pieces.erase(data);

@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/host/device_pages.h"
@@ -28,6 +30,7 @@ struct Streams {
     std::set<std::shared_ptr<HostStream>> all;
     host::Order order = host::Order::at_once;
     void* main = nullptr;
+    std::exception_ptr late;  // of an op that ran where nothing can be thrown
 };
 Streams& streams() {
     static Streams* const s = new Streams;  // outlives the streams that end with the program
@@ -49,6 +52,7 @@ void run(const std::function<void()>& op) {
 /// In the stream's order, up to the point. An op may be a wait for another stream's point.
 void run_until(const Point& p) {
     const std::scoped_lock lock(streams().mutex);
+    if (streams().late) std::rethrow_exception(std::exchange(streams().late, nullptr));
     while (p.stream != nullptr && p.stream->done < p.ticket) {
         const std::function<void()> op = std::move(p.stream->ops.front());
         p.stream->ops.pop_front();
@@ -96,6 +100,14 @@ void finish_all() {
     for (const auto& s : streams().all)
         run_until({s, s->given});
 }
+void finish_quietly() noexcept {
+    const std::scoped_lock lock(streams().mutex);
+    try {
+        finish_all();
+    } catch (...) {
+        streams().late = std::current_exception();
+    }
+}
 
 OrderScope::OrderScope(Order order, Stream main) {
     streams().order = order;
@@ -116,11 +128,8 @@ CudaStream::CudaStream() {
 }
 CudaStream::~CudaStream() {
     const auto stream = stream_of({handle_});
+    host::finish_quietly();  // its work is still done
     const std::scoped_lock lock(streams().mutex);
-    try {  // its work is still done
-        run_until({stream, stream->given});
-    } catch (...) {  // nobody has waited for it
-    }
     streams().all.erase(stream);
     delete static_cast<std::shared_ptr<HostStream>*>(handle_);
 }

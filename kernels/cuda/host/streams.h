@@ -32,5 +32,7 @@ bool runs_at_once(Stream stream);
 /// Runs all that the stream, or every stream, has been given.
 void finish(Stream stream);
 void finish_all();
+/// The same; an error comes from the next wait.
+void finish_quietly() noexcept;
 
 }  // namespace stoa::cuda::host
