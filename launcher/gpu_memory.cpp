@@ -106,15 +106,18 @@ void require_fits_gpu(const GpuNeed& need, const DevicePick& pick) {
            need.hint);
 }
 
-std::int64_t gpu_need_bytes(const MemoryPlan& plan) { return plan.rank_bytes() + kGpuLibraryBytes; }
+std::int64_t gpu_need_bytes(const MemoryPlan& plan) {
+    return plan.rank_bytes() + plan.graph_bytes + kGpuLibraryBytes;
+}
 
 std::string gpu_need_text(const MemoryPlan& plan) {
     return fmt::format(
         "{:.2f} GiB planned: {:.2f} of arena (state {:.2f}, activations {:.2f}), {:.2f} of scratch "
-        "({}), an estimated {:.2f} of code that the libraries load",
+        "({}), an estimated {:.2f} of scratch in graphs and {:.2f} of code that the libraries load",
         gib(gpu_need_bytes(plan)), gib(plan.total_bytes()), gib(plan.state_bytes),
         gib(plan.activation_bytes), gib(plan.kernel_bytes),
-        plan.scratch.empty() ? "no op" : plan.scratch.front().op, gib(kGpuLibraryBytes));
+        plan.scratch.empty() ? "no op" : plan.scratch.front().op, gib(plan.graph_bytes),
+        gib(kGpuLibraryBytes));
 }
 
 void require_fits_gpu(const RunConfig& config, const MemoryPlan& plan, const GpuRoom& room,

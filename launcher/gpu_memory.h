@@ -32,7 +32,8 @@ GpuRoom room_of_described(const cuda::DeviceInfo& gpu, const RunConfig& config);
 /// Of a GPU at hand; `free_bytes`: after the contexts and NCCL.
 GpuRoom room_at_hand(const cuda::DeviceInfo& gpu, int index, int sharers, std::int64_t free_bytes);
 
-/// What a rank will take: arena, scratch of its largest op, code that libraries load later.
+/// What a rank will take: arena, scratch of its largest op, as much in graphs, code that libraries
+/// load later.
 std::int64_t gpu_need_bytes(const MemoryPlan& plan);
 /// "58.60 GiB of arena + 2.25 of scratch (attention_backward) + an estimated 0.25 of ..."
 std::string gpu_need_text(const MemoryPlan& plan);

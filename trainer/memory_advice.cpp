@@ -28,7 +28,8 @@ std::int64_t number_in(const std::string& path, const std::string& label) {
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 std::int64_t plan_bytes(const RunConfig& c, Device device, const GpuSetup& gpu) {
-    return plan_memory(c, 0, static_cast<int>(c.parallel.tp), 0, device, gpu).rank_bytes();
+    const MemoryPlan plan = plan_memory(c, 0, static_cast<int>(c.parallel.tp), 0, device, gpu);
+    return plan.rank_bytes() + plan.graph_bytes;
 }
 
 bool is_legal(const RunConfig& c) {

@@ -122,6 +122,7 @@ nlohmann::json to_json(const RunConfig& c, const std::vector<RankPlan>& plans) {
                                 {"activation_bytes", p.activation_bytes},
                                 {"kernel_bytes", p.kernel_bytes},
                                 {"rank_bytes", p.rank_bytes()},
+                                {"graph_bytes", p.graph_bytes},
                                 {"snapshot_bytes", p.host_bytes},
                                 {"staging_bytes", p.staging_bytes},
                                 {"scratch", nlohmann::json::object()},

@@ -70,9 +70,10 @@ TEST_CASE("a plan that does not fit the GPU is refused with every number") {
     const MemoryPlan plan{.state_bytes = 30 * kGiB,
                           .activation_bytes = 20 * kGiB,
                           .kernel_bytes = 2 * kGiB,
-                          .scratch = {{"attention_backward", 2 * kGiB}}};
+                          .scratch = {{"attention_backward", 2 * kGiB}},
+                          .graph_bytes = kGiB};
     const cuda::DeviceInfo h100{"NVIDIA H100", 90, 80 * kGiB, "a"};
-    CHECK(gpu_need_bytes(plan) == 52 * kGiB + kGpuLibraryBytes);
+    CHECK(gpu_need_bytes(plan) == 53 * kGiB + kGpuLibraryBytes);
     CHECK_NOTHROW(require_fits_gpu(config, plan, room_at_hand(h100, 3, 1, 79 * kGiB), {}));
     CHECK_NOTHROW(
         require_fits_gpu(config, plan, room_at_hand(h100, 3, 1, gpu_need_bytes(plan)), {}));
@@ -83,10 +84,10 @@ TEST_CASE("a plan that does not fit the GPU is refused with every number") {
         CHECK(e.code() == ExitCode::memory);
         text = e.what();
     }
-    check_says(text,
-               {"GPU 3 (NVIDIA H100, 80.0 GiB)", "39.50 GiB for each of 2 ranks",
-                "79.00 GiB are free", "52.25 GiB planned", "50.00 of arena", "state 30.00",
-                "activations 20.00", "2.00 of scratch (attention_backward)", "an estimated 0.25"});
+    check_says(text, {"GPU 3 (NVIDIA H100, 80.0 GiB)", "39.50 GiB for each of 2 ranks",
+                      "79.00 GiB are free", "53.25 GiB planned", "50.00 of arena", "state 30.00",
+                      "activations 20.00", "2.00 of scratch (attention_backward)",
+                      "an estimated 1.00 of scratch in graphs and 0.25"});
     CHECK_THROWS_AS(
         require_fits_gpu(config, plan, room_at_hand(h100, 0, 1, gpu_need_bytes(plan) - 1), {}),
         MemoryError);
@@ -109,6 +110,8 @@ TEST_CASE("a GPU's run keeps snapshot and staging in host memory, scratch beside
     CHECK(gpu.state_bytes < cpu.state_bytes);
     CHECK(gpu.activation_bytes == cpu.activation_bytes);
     CHECK(gpu.kernel_bytes == gpu.scratch.front().bytes);
+    CHECK(gpu.graph_bytes == gpu.kernel_bytes);
+    CHECK(cpu.graph_bytes == 0);
     CHECK(gpu.kernel_bytes >= kGemmWorkspaceBytes);
     CHECK(gpu.staging_bytes == 0);
     CHECK(cpu.scratch.empty());

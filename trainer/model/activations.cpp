@@ -359,6 +359,7 @@ MemoryPlan plan_memory(const RunConfig& config, int tp_rank, int tp_size, int dp
                     .host_bytes = host.bytes(),
                     .staging_bytes = staging.bytes()};
     if (!plan.scratch.empty()) plan.kernel_bytes = plan.scratch.front().bytes;
+    if (device.is_cuda() && tp_size == 1) plan.graph_bytes = plan.kernel_bytes;
     for (const auto& [kind, bytes] : kernels)
         plan.kernel_bytes += bytes;
     for (PlannedTensor t : activations.tensors()) {
@@ -377,6 +378,7 @@ std::string describe_beside(const MemoryPlan& plan) {
     std::string text = line(plan.kernel_bytes, "beside the arena: scratch of the largest op");
     for (const PlannedScratch& s : plan.scratch)
         text += line(s.bytes, "    " + s.op);
+    text += line(plan.graph_bytes, "beside both: scratch in CUDA graphs, an estimate");
     return text + line(plan.host_bytes, "pinned host memory: the snapshot of a checkpoint") +
            line(plan.staging_bytes, "pinned host memory: collectives that go through the host");
 }

@@ -124,6 +124,9 @@ struct MemoryPlan {
     // that go through the host.
     std::vector<PlannedScratch> scratch;
     std::int64_t host_bytes = 0, staging_bytes = 0;
+    // Of a GPU, not in rank_bytes: at most this much scratch again, in the pool that the driver has
+    // for graphs (block_graphs.h). An estimate.
+    std::int64_t graph_bytes = 0;
     std::int64_t total_bytes() const { return state_bytes + activation_bytes; }
     std::int64_t rank_bytes() const { return total_bytes() + kernel_bytes; }
 };

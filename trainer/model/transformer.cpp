@@ -145,12 +145,13 @@ void load_micro_batch(TrainState& s, const MicroBatch& mb, const Exec& exec) {
 }
 
 void set_grad_pass(TrainState& s, GradPass pass, const Exec& exec) {
-    if (exec.device.is_cuda() && !s.acts.grad_call.empty()) {
+    if (!s.acts.grad_call.empty()) {
         const std::uint64_t call = call_of(pass);
         const std::int32_t halves[2] = {static_cast<std::int32_t>(call),
                                         static_cast<std::int32_t>(call >> 32)};
         upload<std::int32_t>(s.acts.grad_call, halves, exec);
-        pass.device_call = reinterpret_cast<const std::uint64_t*>(s.acts.grad_call.data);
+        if (exec.device.is_cuda())
+            pass.device_call = reinterpret_cast<const std::uint64_t*>(s.acts.grad_call.data);
     }
     s.grad_pass = pass;
 }
