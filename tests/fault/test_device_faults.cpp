@@ -252,5 +252,5 @@ TEST_CASE("what is wrong with the GPUs is one error of all ranks", "[fault]") {
                     {"several architectures", "rank 1 on"});
     check_one_error(train(gpu_binary(), "NVIDIA H100/90/0.25", 1, "d", ""), 4,
                     {"does not fit the GPU", "NVIDIA H100", "planned", "of arena (state",
-                     "of scratch (matmul)", "an estimated 0.25", "free beside context and NCCL"});
+                     "of scratch (matmul)", "scratch in graphs and 0.25 of code", "free beside context and NCCL"});
 }

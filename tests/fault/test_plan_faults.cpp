@@ -92,7 +92,9 @@ TEST_CASE("stoa plan --gpu plans for a GPU that need not be here", "[fault]") {
     const json j = json::parse(o.output), &gpu = j["gpu"], &rank = j["ranks"][0];
     CHECK(gpu["name"] == "NVIDIA H200");
     CHECK(gpu["fits"] == true);
+    CHECK(rank["graph_bytes"] == rank["kernel_bytes"]);
     CHECK(gpu["needed_bytes"] == rank["rank_bytes"].get<std::int64_t>() +
+                                     rank["graph_bytes"].get<std::int64_t>() +
                                      gpu["estimated_bytes"]["libraries"].get<std::int64_t>());
     std::int64_t most = 0;
     for (const auto& [op, bytes] : rank["scratch"].items())
