@@ -35,6 +35,9 @@ DevicePick pick_device(DeviceChoice choice, const std::vector<RankDevices>& rank
 /// The same, after the ranks have told each other.     comm: a gather and a broadcast over `world`
 DevicePick pick_device(DeviceChoice choice, const Communicator& world);
 
+/// How long a group of ranks tries to connect over NCCL: many hosts take their time.
+constexpr double kNcclDeadline_s = 120.0;
+
 /// Makes it the calling thread's, and a stream on it; null on the CPU.     errors: DeviceError
 std::unique_ptr<cuda::CudaStream> open_device(Device device);
 

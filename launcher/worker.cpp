@@ -91,8 +91,6 @@ void announce(const TrainRun& run, const MemoryPlan& plan) {
         static_cast<double>(plan.rank_bytes()) / (1 << 20));
 }
 
-constexpr double kNcclDeadline_s = 120.0;  // many hosts take their time
-
 // Names a machine or link that is much slower than the others, as a warning, before training.
 // STOA_PREFLIGHT=off leaves it out, STOA_PREFLIGHT=FACTOR sets what counts as much (4).
 void pre_flight(const Communicator& world, Watch& watch) {

@@ -34,8 +34,6 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr double kNcclDeadline_s = 120.0;
-
 CommandLine generate_line() {
     CommandLine line{
         .usage =

@@ -13,11 +13,12 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "kernels/core/error.h"
 #include "kernels/cuda/device.h"
+#include "tests/bench/step_costs.h"
 #include "tests/support/tiny_run.h"
 
 using namespace stoa;
+using namespace stoa::bench;
 using nlohmann::json;
 
 namespace {
@@ -76,12 +77,6 @@ ModelConfig model_of(const std::string& name) {
     throw ConfigError({.what = "no such model", .where = "--model", .actual = name});
 }
 
-Recipe recipe_from_name(const std::string& name) {
-    for (const Recipe r : {Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50})
-        if (name == recipe_name(r)) return r;
-    throw ConfigError({.what = "no such recipe", .where = "--recipes", .actual = name});
-}
-
 RunConfig config_of(const Options& o, const std::string& recipe) {
     const Recompute recompute = o.recompute == "full"        ? Recompute::full
                                 : o.recompute == "selective" ? Recompute::selective
@@ -98,20 +93,6 @@ RunConfig config_of(const Options& o, const std::string& recipe) {
     return c;
 }
 
-double step_flop(const RunConfig& c) {
-    const ModelConfig& m = c.model;
-    const double tokens = static_cast<double>(c.batch.global_batch * c.stages[0].seq_len);
-    const double weights = static_cast<double>(count_parameters(c)) -
-                           (m.tie_embeddings ? 0.0 : static_cast<double>(m.vocab_size * m.d_model));
-    const double attention =
-        6.0 * static_cast<double>(m.n_layers * c.stages[0].seq_len * m.n_heads * m.head_dim);
-    return tokens * (6.0 * weights + attention);
-}
-
-double quantile(std::vector<double> x, double q) {
-    std::ranges::sort(x);
-    return x[static_cast<std::size_t>(q * static_cast<double>(x.size() - 1))];
-}
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 struct Measured {

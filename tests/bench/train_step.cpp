@@ -13,14 +13,14 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "configs/recipe.h"
-#include "kernels/core/error.h"
 #include "kernels/core/thread_pool.h"
 #include "parallel/collectives.h"
 #include "parallel/mpi_session.h"
+#include "tests/bench/step_costs.h"
 #include "tests/support/tiny_run.h"
 
 using namespace stoa;
+using namespace stoa::bench;
 using nlohmann::json;
 
 namespace {
@@ -32,12 +32,6 @@ struct Size {
     ModelConfig model;
     std::int64_t seq_len;
 };
-
-Recipe recipe_from_name(const std::string& name) {
-    for (const Recipe r : {Recipe::fp32, Recipe::bf16, Recipe::r30, Recipe::r45, Recipe::r50})
-        if (name == recipe_name(r)) return r;
-    throw ConfigError({.what = "no such recipe", .where = "--recipes", .actual = name});
-}
 
 void set_sums(ParallelConfig& p, const std::string& sums) {
     long long dp_shards = 0, tp_chunks = 0;
@@ -61,26 +55,9 @@ RunConfig bench_config(const Size& size, const std::string& name, std::int64_t d
     return c;
 }
 
-// Floating-point operations of one step: 6 per weight and token (the embedding look-up is free, its
-// use as the output layer is not), and causal attention's 6 * seq_len * q_cols per layer and token
-// (half of the full square), forward and backward.
-double step_flop(const RunConfig& c) {
-    const ModelConfig& m = c.model;
-    const double tokens = static_cast<double>(c.batch.global_batch * c.stages[0].seq_len);
-    const double weights = static_cast<double>(count_parameters(c)) -
-                           (m.tie_embeddings ? 0.0 : static_cast<double>(m.vocab_size * m.d_model));
-    const double attention =
-        6.0 * static_cast<double>(m.n_layers * c.stages[0].seq_len * m.n_heads * m.head_dim);
-    return tokens * (6.0 * weights + attention);
-}
-
 struct Timing {
     std::vector<double> seconds;
-    double quantile(double q) const {
-        std::vector<double> s = seconds;
-        std::ranges::sort(s);
-        return s[static_cast<std::size_t>(q * static_cast<double>(s.size() - 1))];
-    }
+    double quantile(double q) const { return bench::quantile(seconds, q); }
 };
 
 json measure(const Size& size, const std::vector<std::string>& recipes, int steps,
